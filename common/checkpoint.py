@@ -1,0 +1,107 @@
+"""Model checkpoints: one `.safetensors` file with the fp32 weights, and in its header everything that explains them."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from common import __version__
+from common.errors import UserError
+from common.files import atomic_write, canonical_json, read_tensor_file, sha256
+from common.sampling import SamplingSettings
+from common.unet import UNet, UNetConfig
+
+FORMAT = "rectified-flow-distillation/1"
+STAGES = ("teacher", "one_step", "four_step")
+STUDENT_SETTINGS = {
+    "one_step": SamplingSettings(solver="euler", num_steps=1),
+    "four_step": SamplingSettings(solver="euler", num_steps=4),
+}
+"""A student *is* this sampler: x1 = x0 + u(x0, 0), or four such steps of length 1/4."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in evaluation mode with its header. `sha256` names the file's content."""
+
+    model: UNet
+    header: dict
+    path: Path
+    sha256: str
+
+    @property
+    def stage(self) -> str:
+        return self.header["stage"]
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.header["class_names"]
+
+    @property
+    def is_student(self) -> bool:
+        return self.stage in STUDENT_SETTINGS
+
+    @property
+    def supports_guidance(self) -> bool:
+        """Classifier-free guidance needs a network that was also trained without labels."""
+        return self.stage == "teacher" and bool(self.class_names) and self.header["arguments"]["label_dropout"] > 0
+
+
+def save_checkpoint(path: str | Path, model: UNet, header: dict) -> None:
+    """Writes weights and header atomically. Equal weights and headers give equal bytes.
+
+    `header`: `stage`, `class_names`, `arguments` and `step`, and whatever else the stage wants to keep (JSON values).
+    """
+    header = {"format": FORMAT, "code_version": code_version(), "config": model.config.to_dict(), **header}
+    weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_write(path) as temporary:
+        save_file(weights, temporary, metadata={"header": canonical_json(header)})
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Rebuilds a model from its file alone, strictly, on `device`, in evaluation mode and channels-last.
+
+    Raises UserError for a file that is missing, damaged, or not one of this project's checkpoints.
+    """
+    header, weights = read_tensor_file(path, "checkpoint", _read)
+    if header.get("format") != FORMAT or header.get("stage") not in STAGES:
+        raise UserError(f"{path} is not a checkpoint of this project (its header does not say {FORMAT})")
+    try:
+        model = UNet(UNetConfig(**header["config"]))
+        model.load_state_dict(weights, strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise UserError(f"the weights in {path} do not fit the network that its header describes") from None
+    return Checkpoint(prepare(model, device).eval(), header, Path(path), sha256(path))
+
+
+def load_initial_weights(model: UNet, path: str | Path) -> None:
+    """Starts `model` from the weights of a checkpoint of the same architecture. Raises UserError where they do not fit."""
+    initial = load_checkpoint(path)
+    if initial.model.config != model.config:
+        raise UserError(f"the weights in {path} are of another network: {initial.model.config}, not {model.config}")
+    model.load_state_dict(initial.model.state_dict())
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads((file.metadata() or {}).get("header", "{}"))
+        return header, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def prepare(model: nn.Module, device: torch.device | str) -> nn.Module:
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+def code_version() -> str:
+    """The package's version, and the git commit where the code runs from a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{commit}"

@@ -1,0 +1,124 @@
+"""What every script's command line shares: argument types with bounds, one-line errors, orderly exits."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from common.device import PRECISIONS
+from common.errors import UserError
+from common.sampling import SamplingSettings
+from common.solvers import SOLVERS
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Shows every default in `--help`, and says what is wrong with an argument in one line, without the usage."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=HelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the description and adds the defaults to the arguments."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" says nothing: those arguments say in their own words what happens without them.
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a script's `main` and exits: 0 or what it returned, 1 with one line for bad input, 130 or 143 when stopped.
+
+    SIGTERM unwinds like Ctrl-C, so that temporary files are removed; training loops install handlers of their own.
+    """
+    signal.signal(signal.SIGTERM, _exit_when_terminated)
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _exit_when_terminated(signal_number: int, frame) -> NoReturn:
+    sys.exit(128 + signal_number)
+
+
+def bounded(kind: type, low: float | None = None, high: float | None = None, above: float | None = None) -> Callable:
+    """An argparse type: a finite number of `kind` with low <= value <= high and value > above."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not float("-inf") < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not finite")
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text} is not {_range_in_words(low, high)}")
+        if above is not None and value <= above:
+            raise argparse.ArgumentTypeError(f"{text} is not greater than {above}")
+        return value
+
+    return parse
+
+
+def _range_in_words(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"at least {low}"
+    return f"at most {high}" if low is None else f"between {low} and {high}"
+
+
+COUNT = bounded(int, low=1)
+COUNT_OR_ZERO = bounded(int, low=0)
+POSITIVE = bounded(float, above=0)
+FRACTION = bounded(float, low=0, high=1)
+
+
+def peek_preset(presets: Iterable[str], default: str) -> str:
+    """The `--preset` on the command line, looked at first because the other defaults depend on it.
+
+    An unknown name gives `default`; the full parser then refuses it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset", nargs="?", default=default)
+    preset = parser.parse_known_args()[0].preset
+    return preset if preset in presets else default
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument(
+        "--precision", default="auto", choices=PRECISIONS, help="auto is bf16 where the hardware has it, else fp32"
+    )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, defaults: SamplingSettings) -> None:
+    group = parser.add_argument_group("sampling from the teacher")
+    group.add_argument("--solver", default=defaults.solver, choices=SOLVERS, help="ODE solver; dopri5 is adaptive")
+    group.add_argument("--num-steps", type=COUNT, default=defaults.num_steps, help="equal steps of the solver")
+    group.add_argument(
+        "--guidance-scale",
+        type=bounded(float, low=0),
+        default=defaults.guidance_scale,
+        help="classifier-free guidance; 1 is none",
+    )
+    group.add_argument(
+        "--guidance-interval",
+        type=FRACTION,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        default=defaults.guidance_interval,
+        help="the times t (0 noise, 1 data) at which guidance is applied",
+    )
+
+
+def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
+    return SamplingSettings(args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)

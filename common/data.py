@@ -1,0 +1,194 @@
+"""Image data sets, held as uint8 on the device; a batch is a gather and a flip."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.datasets import CIFAR10, ImageFolder
+from tqdm import tqdm
+
+from common import shapes
+from common.errors import UserError
+from common.files import atomic_write
+from common.images import to_float
+from common.noise import derive_seed
+
+DATA_SETS = ("cifar10", "folder", "shapes")
+SHAPES_COUNT = 10_000
+CIFAR10_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Labelled images: `images` uint8 (N, 3, H, W), `labels` int64 (N,), and the name of each class."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, indices: Tensor) -> "ImageData":
+        return ImageData(self.images[indices], self.labels[indices], self.class_names)
+
+    def to(self, device: torch.device) -> "ImageData":
+        return ImageData(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def batch(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+        """Float images (n, 3, H, W) in [-1, 1], channels-last, mirrored where `flips` (n,) is true, and labels (n,)."""
+        images = flip(self.images[indices], flips)
+        return to_float(images.contiguous(memory_format=torch.channels_last)), self.labels[indices]
+
+
+def flip(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirrors left and right where `flips` (N,) is true."""
+    return torch.where(flips.reshape(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
+
+
+def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = False, seed: int = 0) -> ImageData:
+    """Loads one of `DATA_SETS` completely.
+
+    - `cifar10`: the 50,000 training images, from the folder `path`, downloaded to it and checksum-verified by torchvision.
+    - `folder`: every image in `path/<class name>/`, in any mode and size. Resized to `image_size` on its shorter side and
+      cropped to the centre; with `crop`, the centre is cropped without resizing. Decoded once, then cached.
+    - `shapes`: 10,000 drawn shapes; `path` is not used, `seed` changes them.
+
+    Raises UserError for data that is missing, unreadable or empty.
+    """
+    if name == "cifar10":
+        return _load_cifar10(Path(path), image_size)
+    if name == "folder":
+        return _load_folder(Path(path), image_size, crop)
+    if name == "shapes":
+        images, labels = shapes.draw_shapes(SHAPES_COUNT, image_size, seed)
+        return ImageData(torch.from_numpy(images), torch.from_numpy(labels), shapes.CLASS_NAMES)
+    raise UserError(f"there is no data set {name!r}: choose one of {', '.join(DATA_SETS)}")
+
+
+def split_held_out(data: ImageData, fraction: float) -> tuple[ImageData, ImageData]:
+    """(training, held out): the last `fraction` of each class, in the data set's order, is never trained on."""
+    held_out = torch.zeros(len(data), dtype=torch.bool)
+    for label in range(len(data.class_names)):
+        members = torch.nonzero(data.labels == label).flatten()
+        held_out[members[len(members) - round(fraction * len(members)) :]] = True
+    return data.select(torch.nonzero(~held_out).flatten()), data.select(torch.nonzero(held_out).flatten())
+
+
+class EpochOrder:
+    """The order in which a run visits its samples: a new permutation every epoch, each a function of seed and epoch alone.
+
+    Batch `step` is positions step * batch_size ... of the endless sequence of permutations, so a run that is resumed needs
+    no state but its step, and every sample is seen once before any is seen again.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.permutations: dict[int, Tensor] = {}
+
+    def indices(self, step: int) -> Tensor:
+        positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = positions // self.count
+        first, last = int(epochs[0]), int(epochs[-1])
+        self.permutations = {epoch: self._permutation(epoch) for epoch in range(first, last + 1)}
+        return torch.cat(
+            [self.permutations[epoch][positions[epochs == epoch] % self.count] for epoch in range(first, last + 1)]
+        )
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch in self.permutations:
+            return self.permutations[epoch]
+        generator = torch.Generator().manual_seed(derive_seed("epoch", self.seed, epoch))
+        return torch.randperm(self.count, generator=generator)
+
+
+def _load_cifar10(path: Path, image_size: int) -> ImageData:
+    if image_size != 32:
+        raise UserError(f"CIFAR-10 images are 32 x 32, the model wants {image_size} x {image_size}")
+    try:
+        data = CIFAR10(path, train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"CIFAR-10 is not in {path} and could not be downloaded ({error}): put cifar-10-python.tar.gz, the python "
+            f"version of {CIFAR10_PAGE}, into {path} and run this again"
+        ) from None
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return ImageData(images, torch.tensor(data.targets), list(data.classes))
+
+
+def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:
+    if not path.is_dir():
+        raise UserError(f"there is no image folder at {path}")
+    try:
+        folder = ImageFolder(path)
+    except FileNotFoundError as error:
+        reason = str(error).split(" Supported extensions")[0].rstrip(".")
+        raise UserError(f"{path} is not an image folder with one sub-folder per class: {reason}") from None
+
+    cache = path.parent / ".cache" / f"{_fingerprint(path, folder, image_size, crop)}.safetensors"
+    labels = torch.tensor(folder.targets)
+    if cache.is_file():
+        return ImageData(load_file(cache)["images"], labels, folder.classes)
+    images = _decode([Path(name) for name, _ in folder.samples], image_size, crop)
+    with atomic_write(cache) as temporary:
+        save_file({"images": images}, temporary)
+    return ImageData(images, labels, folder.classes)
+
+
+def _fingerprint(path: Path, folder: ImageFolder, image_size: int, crop: bool) -> str:
+    """Changes whenever a file of the folder is added, removed, renamed or rewritten."""
+    files = []
+    for name, _ in folder.samples:
+        status = os.stat(name)
+        files.append((os.path.relpath(name, path), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps([image_size, crop, files]).encode()).hexdigest()
+
+
+def _decode(files: list[Path], image_size: int, crop: bool) -> Tensor:
+    """All files as uint8 (N, 3, size, size). Pillow decodes outside Python's lock, so threads run in parallel."""
+    images = np.empty((len(files), 3, image_size, image_size), dtype=np.uint8)
+    unreadable = []
+
+    def decode(index: int) -> None:
+        try:
+            images[index] = _decode_one(files[index], image_size, crop)
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+            unreadable.append(files[index])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in tqdm(pool.map(decode, range(len(files))), total=len(files), desc="decoding images", unit="image"):
+            pass
+    if unreadable:
+        names = ", ".join(str(file) for file in sorted(unreadable)[:5])
+        more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
+        raise UserError(f"cannot read {len(unreadable)} of {len(files)} images: {names}{more}")
+    return torch.from_numpy(images)
+
+
+def _decode_one(file: Path, image_size: int, crop: bool) -> np.ndarray:
+    with Image.open(file) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            # Converting a transparent image to RGB directly would show whatever colour hides behind the transparency.
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        if crop:
+            if min(image.size) < image_size:
+                raise ValueError(f"{file} is smaller than {image_size} x {image_size}")
+            left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
+            image = image.crop((left, top, left + image_size, top + image_size))
+        elif image.size != (image_size, image_size):
+            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+        return np.asarray(image).transpose(2, 0, 1)

@@ -1,0 +1,47 @@
+"""The device and the arithmetic precision of a run."""
+
+from dataclasses import dataclass
+
+import torch
+
+from common.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where networks run and in which arithmetic; their weights are always kept in fp32."""
+
+    device: torch.device
+    name: str
+    """`fp32` or `bf16`."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.name == "bf16")
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"this machine has no device {name!r}") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware has it (CUDA from Ampere on, CPUs with AVX-512 bf16 or AMX), fp32 elsewhere."""
+    if name == "auto":
+        name = "bf16" if has_bf16_arithmetic(device) else "fp32"
+    return Precision(device, name)
+
+
+def has_bf16_arithmetic(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

@@ -1,0 +1,37 @@
+"""The two representations of an image, float in [-1, 1] inside and uint8 at the edges, and picture files."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from common.files import atomic_write
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in [0, 255] to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] to uint8 in [0, 255]: rounded to the nearest level, what lies outside clipped."""
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def image_grid(images: Tensor, columns: int, padding: int = 2) -> Image.Image:
+    """A grid picture of float images (N, 3, H, W) in [-1, 1], row by row, on white."""
+    grid = make_grid(to_uint8(images).cpu(), nrow=columns, padding=padding, pad_value=255)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
+
+
+def enlarged(picture: Image.Image, factor: int) -> Image.Image:
+    """Nearest neighbour: every pixel stays a sharp square."""
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Writes a PNG atomically, whatever the name's ending."""
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG")

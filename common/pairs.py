@@ -1,0 +1,147 @@
+"""Noise pairs on disk: what the teacher makes of each noise sample, in `.pt` shards that explain themselves.
+
+A shard is a dictionary of tensors and one `header` of plain values, read with `weights_only=True, mmap=True`:
+
+- `noise`, `image`: fp16 (n, C, H, W); the image is the solver's, about [-1, 1], not clipped;
+- `states`: fp16 (n, times, C, H, W), the teacher's states at `header["trajectory_times"]`, where there are any;
+- `labels`: int64 (n,), where the teacher has classes.
+
+The pairs are a function of the header: what is lost can be made again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.checkpoint import Checkpoint
+from common.data import flip
+from common.errors import UserError
+from common.files import atomic_write, read_tensor_file
+from common.sampling import SamplingSettings
+
+FORMAT = "noise-pairs/1"
+SHARD_SIZE = 1024
+HELD_OUT_PAIRS = 512
+"""The first pairs of every set train nothing; they stay the same when a set grows."""
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    return folder / f"pairs_{index:05d}.pt"
+
+
+def save_shard(path: Path, shard: dict) -> None:
+    with atomic_write(path) as temporary:
+        torch.save(shard, temporary)
+
+
+def read_shard(path: Path) -> dict:
+    """Memory-maps a shard. Raises UserError for a file that is missing, damaged, or no shard of noise pairs."""
+    shard = read_tensor_file(path, "file of noise pairs", torch.load, weights_only=True, mmap=True)
+    if not isinstance(shard, dict) or not isinstance(shard.get("header"), dict):
+        raise UserError(f"{path} is not a file of noise pairs of this project")
+    if shard["header"].get("format") != FORMAT:
+        raise UserError(f"{path} is not a file of noise pairs of this project (its header does not say {FORMAT})")
+    return shard
+
+
+def recipe_of(header: dict) -> dict:
+    """What all shards of a set have in common: the header without the shard's own place in the set."""
+    return {key: value for key, value in header.items() if key not in ("start", "count")}
+
+
+@dataclass
+class PairBatch:
+    """Pairs on the training device, float32: `noise` and `image` (n, C, H, W), `states` (n, times, C, H, W)."""
+
+    noise: Tensor
+    image: Tensor
+    states: Tensor | None
+    labels: Tensor | None
+
+
+class PairSet:
+    """All shards of a folder, memory-mapped: a batch reads the pairs that it needs and no others."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        paths = sorted(folder.glob("pairs_*.pt"))
+        if not paths:
+            raise UserError(f"there are no noise pairs in {folder}: make them with generate_noise_dataset.py")
+        self.shards = [read_shard(path) for path in paths]
+        self.header = recipe_of(self.shards[0]["header"])
+        count = 0
+        for path, shard in zip(paths, self.shards, strict=True):
+            if recipe_of(shard["header"]) != self.header:
+                raise UserError(f"{path} was made otherwise than {paths[0].name}: do not mix two sets in one folder")
+            if shard["header"]["start"] != count:
+                raise UserError(
+                    f"{path} starts at pair {shard['header']['start']}, but pair {count} is missing before it"
+                )
+            count += shard["header"]["count"]
+        self.count = count
+        self.held_out_count = min(HELD_OUT_PAIRS, count // 10)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def settings(self) -> SamplingSettings:
+        return SamplingSettings(**self.header["sampling"])
+
+    def require_teacher(self, teacher: Checkpoint) -> None:
+        if self.header["teacher"] != teacher.sha256:
+            raise UserError(
+                f"the pairs in {self.folder} are of another teacher: of {self.header['teacher'][:12]}..., "
+                f"but {teacher.path} is {teacher.sha256[:12]}..."
+            )
+
+    def require_shape(self, image_shape: tuple[int, ...]) -> None:
+        if tuple(self.header["image_shape"]) != tuple(image_shape):
+            raise UserError(
+                f"the pairs in {self.folder} have shape {tuple(self.header['image_shape'])}, "
+                f"the network makes images of shape {tuple(image_shape)}"
+            )
+
+    def require_times(self, times: tuple[float, ...]) -> None:
+        if tuple(self.header["trajectory_times"]) != times:
+            raise UserError(
+                f"the pairs in {self.folder} hold the trajectory at {tuple(self.header['trajectory_times'])}, "
+                f"needed are {times}: make them with generate_noise_dataset.py --trajectory"
+            )
+
+    @property
+    def training_count(self) -> int:
+        return len(self) - self.held_out_count
+
+    def training_batch(self, indices: Tensor, flips: Tensor, device: torch.device) -> PairBatch:
+        """Pairs by their index (n,) among those for training. Where `flips` (n,), the whole pair is mirrored."""
+        batch = self.gather(indices + self.held_out_count, device)
+        batch.noise, batch.image = flip(batch.noise, flips), flip(batch.image, flips)
+        batch.states = None if batch.states is None else flip(batch.states, flips)
+        return batch
+
+    def held_out(self, device: torch.device) -> PairBatch:
+        return self.gather(torch.arange(self.held_out_count), device)
+
+    def gather(self, indices: Tensor, device: torch.device) -> PairBatch:
+        """Pairs by their index (n,) in the whole set."""
+        return PairBatch(*(self._gather(name, indices, device) for name in ("noise", "image", "states", "labels")))
+
+    def _gather(self, name: str, indices: Tensor, device: torch.device) -> Tensor | None:
+        first = self.shards[0].get(name)
+        if first is None:
+            return None
+        rows = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
+        shard_indices = indices // SHARD_SIZE
+        for shard_index in shard_indices.unique().tolist():
+            of_shard = shard_indices == shard_index
+            rows[of_shard] = self.shards[shard_index][name][indices[of_shard] % SHARD_SIZE]
+        rows = rows.to(device)
+        return rows.float() if rows.is_floating_point() else rows
+
+
+def random_flips(count: int, enabled: bool, generator: torch.Generator, device: torch.device) -> Tensor:
+    """For each of `count` samples, whether it is mirrored."""
+    return (torch.rand(count, generator=generator, device=device) < 0.5) & enabled

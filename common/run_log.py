@@ -1,0 +1,62 @@
+"""What a training run leaves for people: `metrics.jsonl`, TensorBoard, preview pictures and the loss curve."""
+
+import json
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from common.files import atomic_write, write_text
+
+
+class RunLog:
+    """The metrics of one run. Opened at step n, it forgets whatever an earlier call logged after step n."""
+
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / "metrics.jsonl"
+        self.records = [record for record in read_metrics(self.path) if record["step"] <= step]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, step: int, **values: float) -> None:
+        record = {"step": step, **values}
+        self.records.append(record)
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics file; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def draw_loss_curve(records: list[dict], path: Path, title: str) -> None:
+    """Every quantity whose name ends in `loss` against the steps, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    styles = {"loss": {"alpha": 0.6}, "held_out_loss": {"linestyle": "--", "marker": "o", "markersize": 4}}
+    for name, style in styles.items():
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+    axes.set(title=title, xlabel="training step", ylabel="loss (log scale)", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,136 @@
+"""From a model and seeds to images: guidance, counting of network calls, and batches that never change a sample."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.noise import BLOCK_SIZE, sample_noise
+from common.solvers import SOLVERS, integrate
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How images are drawn from a model; stored in the headers of pairs and students."""
+
+    solver: str = "heun"
+    num_steps: int = 20
+    guidance_scale: float = 1.0
+    """1 is no guidance; w extrapolates the conditional velocity v_c from the unconditional v_0: v_0 + w (v_c - v_0)."""
+    guidance_interval: tuple[float, float] = (0.1, 0.8)
+    """The times t at which guidance is applied (Kynkaanniemi et al. 2024)."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        if self.solver not in SOLVERS:
+            raise UserError(f"there is no solver {self.solver!r}: choose one of {', '.join(SOLVERS)}")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"the guidance interval must satisfy 0 <= from <= to <= 1, not {low} ... {high}")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def describe(self) -> str:
+        steps = self.solver if self.solver == "dopri5" else f"{self.solver} {self.num_steps}"
+        if self.guidance_scale == 1:
+            return steps
+        low, high = self.guidance_interval
+        return f"{steps}, guidance {self.guidance_scale:g} for t in [{low:g}, {high:g}]"
+
+
+class GuidedVelocity:
+    """The velocity that a solver follows: the network with labels and classifier-free guidance (Ho and Salimans 2022).
+
+    `network_calls` counts the network evaluations behind each image. A guided step evaluates the network with and without
+    labels, in one batch, and counts 2.
+    """
+
+    def __init__(self, model: nn.Module, labels: Tensor | None, settings: SamplingSettings):
+        self.model = model
+        self.labels = labels
+        self.settings = settings
+        self.network_calls = 0
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        low, high = self.settings.guidance_interval
+        scale = self.settings.guidance_scale
+        if scale == 1 or not low <= t <= high:
+            self.network_calls += 1
+            return self.model(x, torch.full((len(x),), t, device=x.device), self.labels)
+        self.network_calls += 2
+        null_labels = torch.full_like(self.labels, self.model.config.num_classes)
+        both = self.model(
+            torch.cat([x, x]),
+            torch.full((2 * len(x),), t, device=x.device),
+            torch.cat([self.labels, null_labels]),
+        )
+        conditional, unconditional = both.chunk(2)
+        return torch.lerp(unconditional, conditional, scale)
+
+
+@dataclass
+class Generated:
+    """A batch of samples with everything that a stage keeps of them, on the sampler's device."""
+
+    noise: Tensor
+    """(N, C, H, W), standard normal."""
+    images: Tensor
+    """(N, C, H, W), float, about [-1, 1], not clipped."""
+    states: list[Tensor]
+    """The states at the times that were asked for, each like `images`."""
+    labels: Tensor | None
+    """(N,), int64; None without labels."""
+    network_calls: int
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module,
+    noise: Tensor,
+    labels: Tensor | None,
+    settings: SamplingSettings,
+    keep_times: Sequence[float] = (),
+    precision=None,
+    on_step: Callable[[float, Tensor], None] | None = None,
+) -> Generated:
+    """Integrates noise (N, C, H, W) to images on the device of `model`. `precision`: see `common.device.Precision`."""
+    device = next(model.parameters()).device
+    noise = noise.to(device).contiguous(memory_format=torch.channels_last)
+    labels = None if labels is None else labels.to(device)
+    velocity = GuidedVelocity(model, labels, settings)
+    with precision.autocast() if precision else nullcontext():
+        images, states = integrate(velocity, noise, settings.solver, settings.num_steps, keep_times, on_step)
+    return Generated(noise, images, states, labels, velocity.network_calls)
+
+
+def draw_blocks(
+    model: nn.Module,
+    seed: int,
+    start: int,
+    count: int,
+    classes: Sequence[int],
+    settings: SamplingSettings,
+    keep_times: Sequence[float] = (),
+    precision=None,
+    batch_size: int = BLOCK_SIZE,
+) -> Iterator[Generated]:
+    """Samples start ... start + count - 1 of a seed, in batches.
+
+    Sample i has the noise that `sample_noise` gives it and the class `classes[i % len(classes)]`, whatever the batches.
+    An empty `classes` draws without labels.
+    """
+    for first in range(start, start + count, batch_size):
+        size = min(batch_size, start + count - first)
+        noise = sample_noise(seed, first, size, model.config.image_shape)
+        yield draw(model, noise, balanced_labels(classes, first, size), settings, keep_times, precision)
+
+
+def balanced_labels(classes: Sequence[int], start: int, count: int) -> Tensor | None:
+    """The classes of samples start ... start + count - 1: each in turn, so that any run of samples is balanced."""
+    if not classes:
+        return None
+    return torch.tensor([classes[index % len(classes)] for index in range(start, start + count)])

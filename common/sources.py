@@ -1,0 +1,71 @@
+"""Where the teacher's training samples (noise, image, label) come from: images with fresh noise, or noise pairs."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from common.data import EpochOrder, ImageData, split_held_out
+from common.errors import UserError
+from common.pairs import PairSet, random_flips
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Noise and images (n, C, H, W), float32, and labels (n,) or None; x0, x1 and the class of `common.flow`."""
+
+HELD_OUT_LIMIT = 1000
+"""At most so many held-out samples measure the loss."""
+
+CHUNK = 250
+
+
+class ImageSource:
+    """Images of a data set, each with independent noise: rectified flow. A part of each class is held out."""
+
+    def __init__(self, data: ImageData, val_fraction: float, device: torch.device):
+        training, held_out = split_held_out(data, val_fraction)
+        if not len(training):
+            raise UserError("there are no images to train on: lower --val-fraction or add images")
+        self.class_names = data.class_names
+        self.training, self.device = training.to(device), device
+        every = max(1, len(held_out) // HELD_OUT_LIMIT)  # the data may be sorted by class: take some of all
+        self.held_out = held_out.select(torch.arange(0, len(held_out), every)[:HELD_OUT_LIMIT]).to(device)
+
+    @property
+    def training_count(self) -> int:
+        return len(self.training)
+
+    def batch(self, order: EpochOrder, step: int, flips: bool, generator: torch.Generator) -> Batch:
+        indices = order.indices(step).to(self.device)
+        mirrored = random_flips(len(indices), flips, generator, self.device)
+        return self._with_noise(*self.training.batch(indices, mirrored), generator)
+
+    def held_out_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        for indices in torch.arange(len(self.held_out), device=self.device).split(CHUNK):
+            unflipped = torch.zeros(len(indices), dtype=torch.bool, device=self.device)
+            yield self._with_noise(*self.held_out.batch(indices, unflipped), generator)
+
+    def _with_noise(self, image: Tensor, label: Tensor, generator: torch.Generator) -> Batch:
+        noise = torch.randn(image.shape, generator=generator, device=self.device)
+        return noise.contiguous(memory_format=torch.channels_last), image, label
+
+
+class PairSource:
+    """Noise pairs of an earlier teacher: reflow (Liu et al. 2022, section 2.2), which straightens the flow."""
+
+    def __init__(self, pairs: PairSet, device: torch.device):
+        self.pairs, self.device = pairs, device
+        self.class_names = pairs.header["class_names"]
+
+    @property
+    def training_count(self) -> int:
+        return self.pairs.training_count
+
+    def batch(self, order: EpochOrder, step: int, flips: bool, generator: torch.Generator) -> Batch:
+        indices = order.indices(step)
+        mirrored = random_flips(len(indices), flips, generator, self.device)
+        pair = self.pairs.training_batch(indices, mirrored, self.device)
+        return pair.noise, pair.image, pair.labels
+
+    def held_out_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        pair = self.pairs.held_out(self.device)
+        yield pair.noise, pair.image, pair.labels

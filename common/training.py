@@ -1,0 +1,336 @@
+"""The training loop that all three training stages share.
+
+A stage brings a model and a loss; the loop brings the schedule, AdamW, EMA, the log, and the promise that a run which was
+stopped and run again ends bit-identical, on CPU, to one that never stopped. Randomness is a function of seed and step, so
+the step is all that has to be remembered of it.
+"""
+
+import argparse
+import signal
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
+from common.device import Precision
+from common.errors import UserError
+from common.files import atomic_write, read_tensor_file
+from common.images import save_picture
+from common.noise import derive_seed
+from common.run_log import RunLog, draw_loss_curve
+from common.unet import UNet
+
+STATE_FILE = "training_state.pt"
+
+MAY_CHANGE_ON_RESUME = {
+    *("out", "data_dir", "steps", "decay_steps", "max_minutes", "save_minutes", "log_every", "evaluate_every"),
+    *("device", "precision", "compile", "teacher", "pairs", "init", "branch_from"),
+}
+"""Arguments that say how long or where a run goes on; all others say what it is, and are kept with it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of the optimisation; a stage has one for each preset."""
+
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    steps: int
+    decay_steps: int
+    ema_decay: float
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="samples in a step")
+    group.add_argument(
+        "--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="AdamW's, after the warm-up"
+    )
+    group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="AdamW's")
+    group.add_argument("--warmup-steps", type=COUNT_OR_ZERO, default=recipe.warmup_steps, help="linear warm-up from 0")
+    group.add_argument("--steps", type=COUNT, default=recipe.steps, help="steps in all; more prolongs a finished run")
+    group.add_argument(
+        "--decay-steps", type=COUNT_OR_ZERO, default=recipe.decay_steps, help="the last steps, with linear decay to 0"
+    )
+    group.add_argument("--gradient-clip", type=POSITIVE, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--ema-decay", type=FRACTION, default=recipe.ema_decay, help="EMA of the weights, per step")
+    group.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of initialisation, order and noise")
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", type=Path, default=Path(out), help="folder of the run; the same command resumes it")
+    group.add_argument("--branch-from", type=Path, help="start from the training state of the run in this folder")
+    group.add_argument("--max-minutes", type=POSITIVE, help="pause after so many minutes; run again to go on")
+    group.add_argument("--save-minutes", type=POSITIVE, default=5.0, help="minutes between saves")
+    group.add_argument("--log-every", type=COUNT, default=50, help="steps between metrics")
+    group.add_argument("--evaluate-every", type=COUNT, default=1000, help="steps between held-out loss and preview")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
+
+
+def check_schedule(args: argparse.Namespace) -> None:
+    if args.warmup_steps + args.decay_steps > args.steps:
+        raise UserError(
+            f"{args.warmup_steps} steps of warm-up and {args.decay_steps} of decay do not fit into {args.steps} steps"
+        )
+
+
+def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: int) -> float:
+    """Linear warm-up, constant rate, and over the last `decay_steps` a linear decay that reaches 0 after the last step."""
+    warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+    decay = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
+    return min(warmup, decay)
+
+
+def ema_update(decay: float) -> Callable:
+    """The averaging step for `AveragedModel`: ema = d ema + (1 - d) weights.
+
+    d = min(decay, (1 + n) / (10 + n)) after n updates, so that a young average forgets the random start quickly.
+    """
+
+    @torch.no_grad()
+    def update(ema_parameters: list[Tensor], parameters: list[Tensor], num_averaged: Tensor) -> None:
+        count = int(num_averaged)
+        torch._foreach_lerp_(ema_parameters, parameters, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+class Trainer:
+    """One run of a training stage in its folder: its networks, its optimiser, and how far it has come.
+
+    `batch_loss(network, step)` is the loss of step `step`, as a scalar, under autocast; all of its randomness must be
+    derived from the run's seed and `step`. `evaluate(ema_network)` returns metrics by name, `held_out_loss` among them.
+    `preview(ema_network)` returns a picture. `header` goes into the weights' header as it is.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        model: UNet,
+        precision: Precision,
+        weights_name: str,
+        batch_loss: Callable[[nn.Module, int], Tensor],
+        evaluate: Callable[[UNet], dict[str, float]],
+        preview: Callable[[UNet], Image.Image],
+        header: dict,
+    ):
+        check_schedule(args)
+        self.args = args
+        self.model = model
+        self.precision = precision
+        self.weights_path = args.out / weights_name
+        self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
+        self.identity = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE_ON_RESUME}
+        self.header = {**header, "arguments": self.identity}
+
+        self.ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay))
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.flop_per_step = self._count_flop()
+        self._resume()
+        self.network = torch.compile(model) if args.compile else model
+
+    @property
+    def ema_model(self) -> UNet:
+        return self.ema.module
+
+    def train(self) -> int:
+        """Trains until the last step, the time limit or a signal. Returns the script's exit status."""
+        args = self.args
+        if self.step == args.steps:
+            self._export()
+            print(f"{args.out} is finished: {self.step:,} steps. More --steps prolong it.")
+            return 0
+        args.out.mkdir(parents=True, exist_ok=True)
+        log = RunLog(args.out, self.step)
+        stop = StopRequest(args.max_minutes)
+        last_save = time.monotonic()
+        pending: list[Tensor] = []
+        window_start, window_seconds = self.step, self.seconds
+        bar = tqdm(total=args.steps, initial=self.step, unit="step", desc=self.header["stage"], smoothing=0.05)
+
+        with stop, bar:
+            while self.step < args.steps and not stop:
+                tick = time.monotonic()
+                pending.append(self._train_step())
+                self.step += 1
+                self.seconds += time.monotonic() - tick
+                bar.update()
+                finished = self.step == args.steps
+                if self.step % args.log_every == 0 or finished:
+                    loss = self._mean_loss(pending)
+                    rate = (self.step - window_start) * args.batch_size / (self.seconds - window_seconds)
+                    window_start, window_seconds = self.step, self.seconds
+                    bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s")
+                    log.add(self.step, loss=loss, images_per_second=rate, **self._progress())
+                if self.step % args.evaluate_every == 0 or finished:
+                    log.add(self.step, **self._evaluate(), **self._progress())
+                if time.monotonic() - last_save > 60 * args.save_minutes:
+                    self._mean_loss(pending)
+                    self._save()
+                    last_save = time.monotonic()
+
+        self._mean_loss(pending)
+        self._save()
+        log.close()
+        draw_loss_curve(log.records, args.out / "loss.png", f"{self.header['stage']} in {args.out.name}")
+        return self._report(stop)
+
+    def _train_step(self) -> Tensor:
+        args = self.args
+        factor = learning_rate_factor(self.step, args.warmup_steps, args.steps, args.decay_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = args.learning_rate * factor
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision.autocast():
+            loss = self.batch_loss(self.network, self.step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), args.gradient_clip)
+        self.optimizer.step()
+        self.ema.update_parameters(self.model)
+        return loss.detach()
+
+    def _mean_loss(self, pending: list[Tensor]) -> float:
+        """The mean of the losses since the last call, which it forgets. Fetching them one by one would stall a GPU.
+
+        Raises UserError where one of them is not finite; nothing has been saved since.
+        """
+        losses = torch.stack(pending).float().cpu() if pending else torch.zeros(1)
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            step = self.step - len(losses) + int(torch.nonzero(~finite)[0])
+            raise UserError(
+                f"the loss is not finite at step {step}; {self.args.out} is as it was last saved. "
+                "Try a lower --learning-rate, or --precision fp32"
+            )
+        pending.clear()
+        return losses.mean().item()
+
+    def _evaluate(self) -> dict[str, float]:
+        self.ema_model.eval()
+        with torch.no_grad(), self.precision.autocast():
+            metrics = self.evaluate(self.ema_model)
+        save_picture(self.preview(self.ema_model), self.args.out / "previews" / f"step_{self.step:07d}.png")
+        return metrics
+
+    def _progress(self) -> dict[str, float]:
+        return {"seconds": round(self.seconds, 1), "training_flop": float(self.step * self.flop_per_step)}
+
+    def _count_flop(self) -> int:
+        """Of one whole training step: forward and backward passes of every network in it."""
+        model = deepcopy(self.model).train()
+        with FlopCounterMode(display=False) as counter, self.precision.autocast():
+            self.batch_loss(model, 0).backward()
+        return counter.get_total_flops()
+
+    def _resume(self) -> None:
+        args = self.args
+        path = args.out / STATE_FILE
+        if not path.is_file() and args.branch_from is None:
+            return
+        branching = not path.is_file()
+        state = load_training_state(args.branch_from / STATE_FILE if branching else path)
+        differing = [key for key, value in self.identity.items() if state["arguments"].get(key) != value]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"the run in {path.parent if not branching else args.branch_from} was made with --{key.replace('_', '-')} "
+                f"{state['arguments'].get(key)}, not {self.identity[key]}: use the same value, or another --out"
+            )
+        if state["step"] > args.steps:
+            raise UserError(f"{args.out} already has {state['step']} steps, more than --steps {args.steps}")
+        schedule = (args.steps, args.decay_steps)
+        if state["step"] > args.steps - args.decay_steps and state["schedule"] != list(schedule):
+            raise UserError(
+                f"a decay over the last {args.decay_steps} of {args.steps} steps would have begun before step "
+                f"{state['step']}, where {args.out} stands: raise --steps or lower --decay-steps"
+            )
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _save(self) -> None:
+        args = self.args
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "schedule": [args.steps, args.decay_steps],
+            "arguments": self.identity,
+        }
+        with atomic_write(args.out / STATE_FILE) as temporary:
+            torch.save(state, temporary)
+        self._export()
+
+    def _export(self) -> None:
+        """Writes the EMA weights, unless they are there already."""
+        if self.weights_path.is_file() and load_checkpoint(self.weights_path).header["step"] == self.step:
+            return
+        totals = {
+            "step": self.step,
+            "images_seen": self.step * self.args.batch_size,
+            "training_flop": self.step * self.flop_per_step,
+        }
+        save_checkpoint(self.weights_path, self.ema_model, {**self.header, **totals})
+
+    def _report(self, stop: "StopRequest") -> int:
+        args = self.args
+        print(
+            f"{self.weights_path}: step {self.step:,} of {args.steps:,}, {self.step * args.batch_size:,} images, "
+            f"{self.step * self.flop_per_step:.3g} training FLOP, {self.seconds / 60:.1f} minutes of training"
+        )
+        if self.step == args.steps:
+            return 0
+        print("paused: the same command goes on from here")
+        return 128 + stop.signal_number if stop.signal_number else 0
+
+
+class StopRequest:
+    """True once the time is up or the process was asked to stop (Ctrl-C, SIGTERM), so that a loop can save and leave."""
+
+    def __init__(self, max_minutes: float | None):
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
+        self.signal_number = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.signal_number) or time.monotonic() > self.deadline
+
+    def __enter__(self) -> "StopRequest":
+        self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, signal_number: int, frame) -> None:
+        self.signal_number = signal_number
+
+
+def load_training_state(path: Path) -> dict:
+    state = read_tensor_file(path, "training state", torch.load, weights_only=True, map_location="cpu")
+    if not isinstance(state, dict) or not {"model", "ema", "optimizer", "step", "arguments"} <= state.keys():
+        raise UserError(f"{path} is not a training state of this project")
+    return state
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The source of all randomness in one training step."""
+    return torch.Generator(device).manual_seed(derive_seed("step", seed, step))

@@ -1,0 +1,127 @@
+"""Stage 1: train the teacher, a many-step rectified flow, on images (or on noise pairs: reflow).
+
+Reads   an image data set, or with --pairs a folder of noise pairs
+Writes  OUT/teacher.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
+
+Smoke   python teacher_rectified_flow.py --preset tiny --data shapes --steps 20 --warmup-steps 5 --decay-steps 5
+Full    python teacher_rectified_flow.py
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from common import command_line, flow
+from common.checkpoint import load_initial_weights, prepare
+from common.data import DATA_SETS, EpochOrder, load_images
+from common.device import choose_device, choose_precision
+from common.errors import UserError
+from common.noise import derive_seed
+from common.pairs import PairSet
+from common.presets import NETWORKS, TEACHER_RECIPES
+from common.previews import preview_grid
+from common.sampling import SamplingSettings
+from common.sources import ImageSource, PairSource
+from common.training import Trainer, add_training_arguments, step_generator
+from common.unet import UNet
+
+PREVIEW_SETTINGS = SamplingSettings(solver="euler", num_steps=20)
+
+
+def parse_args() -> argparse.Namespace:
+    preset = command_line.peek_preset(NETWORKS, default="base")
+    parser = command_line.ArgumentParser(__doc__)
+    parser.add_argument(
+        "--preset", choices=NETWORKS, default=preset, help="network and recipe: sets the defaults below"
+    )
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", choices=DATA_SETS, default="cifar10", help="data set")
+    group.add_argument("--data-dir", type=Path, default=Path("data"), help="of CIFAR-10, or the image folder itself")
+    group.add_argument("--crop", action="store_true", help="crop an image folder's centres instead of resizing")
+    group.add_argument(
+        "--val-fraction", type=command_line.FRACTION, default=0.1, help="of each class, never trained on"
+    )
+    group.add_argument("--no-flips", action="store_true", help="no horizontal mirroring")
+    group.add_argument("--pairs", type=Path, help="reflow: train on the noise pairs in this folder instead of images")
+
+    group = parser.add_argument_group("flow")
+    group.add_argument("--unconditional", action="store_true", help="no labels")
+    group.add_argument("--label-dropout", type=command_line.FRACTION, default=0.15, help="share trained without label")
+    group.add_argument(
+        "--time-distribution", choices=flow.TIME_DISTRIBUTIONS, default="logit-normal", help="of the training times"
+    )
+    group.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
+
+    add_training_arguments(parser, TEACHER_RECIPES[preset], out="checkpoints/teacher")
+    command_line.add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    config = NETWORKS[args.preset]
+
+    # Data
+    if args.pairs:
+        pairs = PairSet(args.pairs)
+        pairs.require_shape(config.image_shape)
+        source = PairSource(pairs, device)
+    else:
+        images = load_images(args.data, args.data_dir, config.image_size, args.crop)
+        source = ImageSource(images, args.val_fraction, device)
+    order = EpochOrder(source.training_count, args.batch_size, args.seed)
+    class_names = [] if args.unconditional else source.class_names
+
+    # Model
+    torch.manual_seed(derive_seed("weights", args.seed))
+    model = prepare(UNet(replace(config, num_classes=len(class_names))), device)
+    if args.init:
+        load_initial_weights(model, args.init)
+
+    # Loss
+    def flow_loss(network, noise, image, labels, label_dropout, generator):
+        """The mean squared error of the velocity at a random time (Liu et al. 2022, equation 1)."""
+        t = flow.sample_times(args.time_distribution, len(image), generator, device)
+        if class_names:
+            dropped = torch.rand(len(image), generator=generator, device=device) < label_dropout
+            labels = labels.masked_fill(dropped, len(class_names))
+        velocity = network(flow.interpolate(noise, image, t), t, labels if class_names else None)
+        return F.mse_loss(velocity, flow.target_velocity(noise, image))
+
+    def batch_loss(network, step):
+        generator = step_generator(args.seed, step, device)
+        batch = source.batch(order, step, not args.no_flips, generator)
+        return flow_loss(network, *batch, args.label_dropout, generator)
+
+    def evaluate(network):
+        """The same loss on held-out images, always at the same noise and times."""
+        generator = step_generator(args.seed, 0, device)
+        losses = [
+            (len(batch[0]), flow_loss(network, *batch, 0.0, generator).item())
+            for batch in source.held_out_batches(generator)
+        ]
+        count = sum(size for size, _ in losses)
+        return {"held_out_loss": sum(size * loss for size, loss in losses) / count} if count else {}
+
+    # Training
+    trainer = Trainer(
+        args,
+        model,
+        precision,
+        weights_name="teacher.safetensors",
+        batch_loss=batch_loss,
+        evaluate=evaluate,
+        preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),
+        header={"stage": "teacher", "class_names": class_names, "training_samples": source.training_count},
+    )
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    command_line.run(main)
