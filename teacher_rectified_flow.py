@@ -18,7 +18,6 @@ from common import command_line, flow
 from common.checkpoint import load_initial_weights, prepare
 from common.data import DATA_SETS, EpochOrder, load_images
 from common.device import choose_device, choose_precision
-from common.errors import UserError
 from common.noise import derive_seed
 from common.pairs import PairSet
 from common.presets import NETWORKS, TEACHER_RECIPES
@@ -69,9 +68,9 @@ def main() -> int:
 
     # Data
     if args.pairs:
-        pairs = PairSet(args.pairs)
+        pairs = PairSet(args.pairs, device)
         pairs.require_shape(config.image_shape)
-        source = PairSource(pairs, device)
+        source = PairSource(pairs)
     else:
         images = load_images(args.data, args.data_dir, config.image_size, args.crop)
         source = ImageSource(images, args.val_fraction, device)

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from common import __version__
 from common.errors import UserError
 from common.files import atomic_write, canonical_json, read_tensor_file, sha256
-from common.sampling import SamplingSettings
+from common.sampling import TEACHER_SETTINGS, SamplingSettings
 from common.unet import UNet, UNetConfig
 
 FORMAT = "rectified-flow-distillation/1"
@@ -45,6 +45,13 @@ class Checkpoint:
     @property
     def is_student(self) -> bool:
         return self.stage in STUDENT_SETTINGS
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """How a student is run, or how a teacher is run by default."""
+        if self.is_student:
+            return STUDENT_SETTINGS[self.stage]
+        return TEACHER_SETTINGS if self.supports_guidance else replace(TEACHER_SETTINGS, guidance_scale=1.0)
 
     @property
     def supports_guidance(self) -> bool:
@@ -80,7 +87,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
 
 
 def load_initial_weights(model: UNet, path: str | Path) -> None:
-    """Starts `model` from the weights of a checkpoint of the same architecture. Raises UserError where they do not fit."""
+    """Starts `model` from the weights of a checkpoint. Raises UserError where their architectures differ."""
     initial = load_checkpoint(path)
     if initial.model.config != model.config:
         raise UserError(f"the weights in {path} are of another network: {initial.model.config}, not {model.config}")
@@ -90,7 +97,7 @@ def load_initial_weights(model: UNet, path: str | Path) -> None:
 def _read(path: Path) -> tuple[dict, dict]:
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {}).get("header", "{}"))
-        return header, {name: file.get_tensor(name) for name in file.keys()}
+        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
 
 
 def prepare(model: nn.Module, device: torch.device | str) -> nn.Module:

@@ -4,8 +4,10 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NoReturn
 
+from common.checkpoint import Checkpoint
 from common.device import PRECISIONS
 from common.errors import UserError
 from common.sampling import SamplingSettings
@@ -100,25 +102,36 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, defaults: SamplingSettings) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is not given on the command line stays None, for `sampling_settings` to fill in."""
     group = parser.add_argument_group("sampling from the teacher")
-    group.add_argument("--solver", default=defaults.solver, choices=SOLVERS, help="ODE solver; dopri5 is adaptive")
-    group.add_argument("--num-steps", type=COUNT, default=defaults.num_steps, help="equal steps of the solver")
+    group.add_argument("--solver", choices=SOLVERS, help="ODE solver; dopri5 is adaptive (default: heun)")
+    group.add_argument("--num-steps", type=COUNT, help="equal steps of the solver (default: 20)")
     group.add_argument(
         "--guidance-scale",
         type=bounded(float, low=0),
-        default=defaults.guidance_scale,
-        help="classifier-free guidance; 1 is none",
+        help="classifier-free guidance, 1 is none (default: 2 for a teacher trained with label dropout)",
     )
     group.add_argument(
         "--guidance-interval",
         type=FRACTION,
         nargs=2,
         metavar=("FROM", "TO"),
-        default=defaults.guidance_interval,
-        help="the times t (0 noise, 1 data) at which guidance is applied",
+        help="the times t (0 noise, 1 data) at which guidance is applied (default: 0.1 0.8)",
     )
 
 
-def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
-    return SamplingSettings(args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)
+def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: SamplingSettings) -> SamplingSettings:
+    """How to draw from `checkpoint`: `base`, changed by what was given on the command line.
+
+    A student has settings of its own, which nothing changes. Raises UserError for guidance that the model cannot do.
+    """
+    if checkpoint.is_student:
+        return checkpoint.settings
+    names = ("solver", "num_steps", "guidance_scale", "guidance_interval")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if not checkpoint.supports_guidance:
+        if given.get("guidance_scale", 1) != 1:
+            raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")
+        base = replace(base, guidance_scale=1.0)
+    return replace(base, **given)

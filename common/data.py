@@ -57,9 +57,9 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
 def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = False, seed: int = 0) -> ImageData:
     """Loads one of `DATA_SETS` completely.
 
-    - `cifar10`: the 50,000 training images, from the folder `path`, downloaded to it and checksum-verified by torchvision.
-    - `folder`: every image in `path/<class name>/`, in any mode and size. Resized to `image_size` on its shorter side and
-      cropped to the centre; with `crop`, the centre is cropped without resizing. Decoded once, then cached.
+    - `cifar10`: the 50,000 training images in the folder `path`, downloaded and checksum-verified by torchvision.
+    - `folder`: every image in `path/<class name>/`, in any mode and size. Resized to `image_size` on its shorter side
+      and cropped to the centre; with `crop`, the centre is cropped without resizing. Decoded once, then cached.
     - `shapes`: 10,000 drawn shapes; `path` is not used, `seed` changes them.
 
     Raises UserError for data that is missing, unreadable or empty.
@@ -84,10 +84,10 @@ def split_held_out(data: ImageData, fraction: float) -> tuple[ImageData, ImageDa
 
 
 class EpochOrder:
-    """The order in which a run visits its samples: a new permutation every epoch, each a function of seed and epoch alone.
+    """The order in which a run visits its samples: a new permutation every epoch, a function of seed and epoch alone.
 
-    Batch `step` is positions step * batch_size ... of the endless sequence of permutations, so a run that is resumed needs
-    no state but its step, and every sample is seen once before any is seen again.
+    Batch `step` is positions step * batch_size ... of the endless sequence of permutations, so a run that is resumed
+    needs no state but its step, and every sample is seen once before any is seen again.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int):

@@ -22,7 +22,7 @@ class Precision:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU. Raises UserError for a device that is not there."""
+    """`auto` is the first CUDA device if there is one, else the CPU. Raises UserError for a device that is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

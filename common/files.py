@@ -15,8 +15,8 @@ from common.errors import UserError
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; on leaving without an exception it takes the place of `path`.
 
-    The data reaches the disk before the name does, so a kill or a power cut at any moment leaves the old file or the new
-    one. Missing parent folders are made. On an exception the temporary file is removed and `path` is as it was.
+    The data reaches the disk before the name does, so a kill or a power cut at any moment leaves the old file or the
+    new one. Missing parent folders are made. On an exception the temporary file is removed and `path` is as it was.
 
     Raises UserError where the folder cannot be written to.
     """

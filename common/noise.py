@@ -20,14 +20,15 @@ def derive_seed(*parts: int | str) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def sample_noise(seed: int, start: int, count: int, shape: tuple[int, ...]) -> Tensor:
+def sample_noise(seed: int, start: int, count: int, shape: tuple[int, ...], stream: str = "samples") -> Tensor:
     """Standard normal noise (count, *shape), float32 on the CPU, of the samples start ... start + count - 1.
 
-    Rounded to fp16 precision, so that a noise pair, which stores fp16, holds exactly what was integrated.
+    Rounded to fp16 precision, so that a noise pair, which stores fp16, holds exactly what was integrated. The pairs
+    have a `stream` of their own: what is drawn to look at or to measure is never noise that a student trained on.
     """
     pieces = []
     for block in range(start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE + 1):
-        generator = torch.Generator().manual_seed(derive_seed("noise", seed, block))
+        generator = torch.Generator().manual_seed(derive_seed(stream, seed, block))
         noise = torch.randn(BLOCK_SIZE, *shape, generator=generator).half().float()
         first = block * BLOCK_SIZE
         pieces.append(noise[max(start - first, 0) : start + count - first])

@@ -22,6 +22,7 @@ from common.files import atomic_write, read_tensor_file
 from common.sampling import SamplingSettings
 
 FORMAT = "noise-pairs/1"
+TRAJECTORY_TIMES = (0.25, 0.5, 0.75)
 SHARD_SIZE = 1024
 HELD_OUT_PAIRS = 512
 """The first pairs of every set train nothing; they stay the same when a set grows."""
@@ -48,7 +49,25 @@ def read_shard(path: Path) -> dict:
 
 def recipe_of(header: dict) -> dict:
     """What all shards of a set have in common: the header without the shard's own place in the set."""
-    return {key: value for key, value in header.items() if key not in ("start", "count")}
+    return {key: value for key, value in header.items() if key not in ("start", "count", "flop")}
+
+
+def existing_count(path: Path, recipe: dict) -> int:
+    """How many pairs the shard at `path` holds already; 0 where there is none.
+
+    Raises UserError where it was made otherwise than `recipe` says: nothing of it is ever overwritten.
+    """
+    if not path.exists():
+        return 0
+    header = read_shard(path)["header"]
+    found = recipe_of(header)
+    if found != recipe:
+        key = next(key for key in {**recipe, **found} if recipe.get(key) != found.get(key))
+        raise UserError(
+            f"{path} was made with {key} {found.get(key)}, not {recipe.get(key)}: "
+            "choose another --out, or remove that set"
+        )
+    return header["count"]
 
 
 @dataclass
@@ -60,35 +79,57 @@ class PairBatch:
     states: Tensor | None
     labels: Tensor | None
 
+    @property
+    def path(self) -> Tensor:
+        """The teacher's way from noise to image (n, times + 2, C, H, W)."""
+        return torch.cat([self.noise[:, None], self.states, self.image[:, None]], dim=1)
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def __getitem__(self, rows: slice) -> "PairBatch":
+        return PairBatch(
+            *(None if values is None else values[rows] for values in (self.noise, self.image, self.states, self.labels))
+        )
+
 
 class PairSet:
-    """All shards of a folder, memory-mapped: a batch reads the pairs that it needs and no others."""
+    """All shards of a folder, memory-mapped: a batch reads the pairs that it needs and no others.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Raises UserError for a folder without pairs, or with pairs that do not belong together.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.folder, self.device = folder, device
         paths = sorted(folder.glob("pairs_*.pt"))
         if not paths:
             raise UserError(f"there are no noise pairs in {folder}: make them with generate_noise_dataset.py")
         self.shards = [read_shard(path) for path in paths]
         self.header = recipe_of(self.shards[0]["header"])
-        count = 0
-        for path, shard in zip(paths, self.shards, strict=True):
+        self.count = 0
+        for index, (path, shard) in enumerate(zip(paths, self.shards, strict=True)):
             if recipe_of(shard["header"]) != self.header:
                 raise UserError(f"{path} was made otherwise than {paths[0].name}: do not mix two sets in one folder")
-            if shard["header"]["start"] != count:
-                raise UserError(
-                    f"{path} starts at pair {shard['header']['start']}, but pair {count} is missing before it"
-                )
-            count += shard["header"]["count"]
-        self.count = count
-        self.held_out_count = min(HELD_OUT_PAIRS, count // 10)
+            if path != shard_path(folder, index) or self.count != index * SHARD_SIZE:
+                raise UserError(f"{folder} lacks pairs before {path.name}: make them with generate_noise_dataset.py")
+            self.count += shard["header"]["count"]
+        self.held_out_count = min(HELD_OUT_PAIRS, self.count // 10)
 
     def __len__(self) -> int:
         return self.count
 
     @property
+    def training_count(self) -> int:
+        return len(self) - self.held_out_count
+
+    @property
     def settings(self) -> SamplingSettings:
+        """How the teacher was run."""
         return SamplingSettings(**self.header["sampling"])
+
+    @property
+    def generation_flop(self) -> int:
+        return sum(shard["header"]["flop"] for shard in self.shards)
 
     def require_teacher(self, teacher: Checkpoint) -> None:
         if self.header["teacher"] != teacher.sha256:
@@ -107,29 +148,26 @@ class PairSet:
     def require_times(self, times: tuple[float, ...]) -> None:
         if tuple(self.header["trajectory_times"]) != times:
             raise UserError(
-                f"the pairs in {self.folder} hold the trajectory at {tuple(self.header['trajectory_times'])}, "
-                f"needed are {times}: make them with generate_noise_dataset.py --trajectory"
+                f"the pairs in {self.folder} do not hold the trajectory at t = {times}: "
+                "make them with generate_noise_dataset.py --trajectory"
             )
 
-    @property
-    def training_count(self) -> int:
-        return len(self) - self.held_out_count
-
-    def training_batch(self, indices: Tensor, flips: Tensor, device: torch.device) -> PairBatch:
-        """Pairs by their index (n,) among those for training. Where `flips` (n,), the whole pair is mirrored."""
-        batch = self.gather(indices + self.held_out_count, device)
+    def training_batch(self, indices: Tensor, flips: Tensor) -> PairBatch:
+        """Pairs by their index (n,) among those for training; where `flips` (n,) is true, the pair is mirrored."""
+        batch = self.gather(indices + self.held_out_count)
         batch.noise, batch.image = flip(batch.noise, flips), flip(batch.image, flips)
         batch.states = None if batch.states is None else flip(batch.states, flips)
         return batch
 
-    def held_out(self, device: torch.device) -> PairBatch:
-        return self.gather(torch.arange(self.held_out_count), device)
+    def held_out(self) -> PairBatch:
+        """The pairs that train nothing."""
+        return self.gather(torch.arange(self.held_out_count))
 
-    def gather(self, indices: Tensor, device: torch.device) -> PairBatch:
+    def gather(self, indices: Tensor) -> PairBatch:
         """Pairs by their index (n,) in the whole set."""
-        return PairBatch(*(self._gather(name, indices, device) for name in ("noise", "image", "states", "labels")))
+        return PairBatch(*(self._gather(name, indices) for name in ("noise", "image", "states", "labels")))
 
-    def _gather(self, name: str, indices: Tensor, device: torch.device) -> Tensor | None:
+    def _gather(self, name: str, indices: Tensor) -> Tensor | None:
         first = self.shards[0].get(name)
         if first is None:
             return None
@@ -138,10 +176,10 @@ class PairSet:
         for shard_index in shard_indices.unique().tolist():
             of_shard = shard_indices == shard_index
             rows[of_shard] = self.shards[shard_index][name][indices[of_shard] % SHARD_SIZE]
-        rows = rows.to(device)
+        rows = rows.to(self.device)
         return rows.float() if rows.is_floating_point() else rows
 
 
-def random_flips(count: int, enabled: bool, generator: torch.Generator, device: torch.device) -> Tensor:
+def random_flips(count: int, enabled: bool, generator: torch.Generator) -> Tensor:
     """For each of `count` samples, whether it is mirrored."""
-    return (torch.rand(count, generator=generator, device=device) < 0.5) & enabled
+    return (torch.rand(count, generator=generator, device=generator.device) < 0.5) & enabled

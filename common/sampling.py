@@ -42,11 +42,15 @@ class SamplingSettings:
         return f"{steps}, guidance {self.guidance_scale:g} for t in [{low:g}, {high:g}]"
 
 
+TEACHER_SETTINGS = SamplingSettings(guidance_scale=2.0)
+"""How a teacher is run where nobody says otherwise: 20 Heun steps, guided in the middle of the flow."""
+
+
 class GuidedVelocity:
     """The velocity that a solver follows: the network with labels and classifier-free guidance (Ho and Salimans 2022).
 
-    `network_calls` counts the network evaluations behind each image. A guided step evaluates the network with and without
-    labels, in one batch, and counts 2.
+    `network_calls` counts the network evaluations behind each image. A guided step evaluates the network with and
+    without labels, in one batch, and counts 2.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor | None, settings: SamplingSettings):
@@ -117,15 +121,16 @@ def draw_blocks(
     keep_times: Sequence[float] = (),
     precision=None,
     batch_size: int = BLOCK_SIZE,
+    stream: str = "samples",
 ) -> Iterator[Generated]:
     """Samples start ... start + count - 1 of a seed, in batches.
 
-    Sample i has the noise that `sample_noise` gives it and the class `classes[i % len(classes)]`, whatever the batches.
+    Sample i has the noise that `sample_noise` gives it, and class `classes[i % len(classes)]`, whatever the batches.
     An empty `classes` draws without labels.
     """
     for first in range(start, start + count, batch_size):
         size = min(batch_size, start + count - first)
-        noise = sample_noise(seed, first, size, model.config.image_shape)
+        noise = sample_noise(seed, first, size, model.config.image_shape, stream)
         yield draw(model, noise, balanced_labels(classes, first, size), settings, keep_times, precision)
 
 

@@ -32,7 +32,7 @@ def _rectangle(left: float, top: float, right: float, bottom: float) -> Points:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-# Each class, in a box from -1 to 1 with y downwards: the polygons that are filled, and those that are then cut out again.
+# Each class, in a box from -1 to 1 with y downwards: the polygons that are filled, and those that are cut out again.
 OUTLINES: dict[str, tuple[list[Points], list[Points]]] = {
     "circle": ([_circle(0, 0, 0.9)], []),
     "ring": ([_circle(0, 0, 0.95)], [_circle(0, 0, 0.5)]),

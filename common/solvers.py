@@ -55,9 +55,9 @@ def integrate(
 ) -> tuple[Tensor, list[Tensor]]:
     """Follows the flow from `noise` at t = 0 to t = 1 in `num_steps` equal steps.
 
-    Returns the states at t = 1 and, in order, those at `keep_times`. The fixed-step solvers keep a time only where their
-    grid holds it exactly (nothing is interpolated). `dopri5` (Dormand and Prince 1980, by torchdiffeq) chooses its own
-    steps and ignores `num_steps`. `on_step(t, x)` is called after every step, with the time reached.
+    Returns the states at t = 1 and, in order, those at `keep_times`. The fixed-step solvers keep a time only where
+    their grid holds it exactly (nothing is interpolated). `dopri5` (Dormand and Prince 1980, by torchdiffeq) chooses
+    its own steps and ignores `num_steps`. `on_step(t, x)` is called after every step, with the time reached.
 
     Raises ValueError for an unknown solver, or a kept time that is not on the grid.
     """

@@ -36,7 +36,7 @@ class ImageSource:
 
     def batch(self, order: EpochOrder, step: int, flips: bool, generator: torch.Generator) -> Batch:
         indices = order.indices(step).to(self.device)
-        mirrored = random_flips(len(indices), flips, generator, self.device)
+        mirrored = random_flips(len(indices), flips, generator)
         return self._with_noise(*self.training.batch(indices, mirrored), generator)
 
     def held_out_batches(self, generator: torch.Generator) -> Iterator[Batch]:
@@ -52,8 +52,8 @@ class ImageSource:
 class PairSource:
     """Noise pairs of an earlier teacher: reflow (Liu et al. 2022, section 2.2), which straightens the flow."""
 
-    def __init__(self, pairs: PairSet, device: torch.device):
-        self.pairs, self.device = pairs, device
+    def __init__(self, pairs: PairSet):
+        self.pairs = pairs
         self.class_names = pairs.header["class_names"]
 
     @property
@@ -62,10 +62,10 @@ class PairSource:
 
     def batch(self, order: EpochOrder, step: int, flips: bool, generator: torch.Generator) -> Batch:
         indices = order.indices(step)
-        mirrored = random_flips(len(indices), flips, generator, self.device)
-        pair = self.pairs.training_batch(indices, mirrored, self.device)
+        mirrored = random_flips(len(indices), flips, generator)
+        pair = self.pairs.training_batch(indices, mirrored)
         return pair.noise, pair.image, pair.labels
 
     def held_out_batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        pair = self.pairs.held_out(self.device)
+        pair = self.pairs.held_out()
         yield pair.noise, pair.image, pair.labels

@@ -1,8 +1,8 @@
 """The training loop that all three training stages share.
 
-A stage brings a model and a loss; the loop brings the schedule, AdamW, EMA, the log, and the promise that a run which was
-stopped and run again ends bit-identical, on CPU, to one that never stopped. Randomness is a function of seed and step, so
-the step is all that has to be remembered of it.
+A stage brings a model and a loss; the loop brings the schedule, AdamW, EMA, the log, and the promise that a run which
+was stopped and run again ends bit-identical, on CPU, to one that never stopped. Randomness is a function of seed and
+step, so the step is all that has to be remembered of it.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def check_schedule(args: argparse.Namespace) -> None:
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: int) -> float:
-    """Linear warm-up, constant rate, and over the last `decay_steps` a linear decay that reaches 0 after the last step."""
+    """Linear warm-up, constant rate, and over the last `decay_steps` a linear decay that is 0 after the last step."""
     warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     decay = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
     return min(warmup, decay)
@@ -248,7 +248,7 @@ class Trainer:
         if differing:
             key = differing[0]
             raise UserError(
-                f"the run in {path.parent if not branching else args.branch_from} was made with --{key.replace('_', '-')} "
+                f"the run in {args.branch_from if branching else args.out} was made with --{key.replace('_', '-')} "
                 f"{state['arguments'].get(key)}, not {self.identity[key]}: use the same value, or another --out"
             )
         if state["step"] > args.steps:
@@ -303,7 +303,7 @@ class Trainer:
 
 
 class StopRequest:
-    """True once the time is up or the process was asked to stop (Ctrl-C, SIGTERM), so that a loop can save and leave."""
+    """True once the time is up or the process was asked to stop (Ctrl-C, SIGTERM): a loop can then save and leave."""
 
     def __init__(self, max_minutes: float | None):
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")

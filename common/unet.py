@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 CHANNELS_PER_GROUP = 16
 
@@ -55,7 +56,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def zero_initialised(module: nn.Module) -> nn.Module:
-    """A residual branch that starts at zero starts as the identity, which lets deep networks train from the first step."""
+    """A residual branch that starts at zero makes its block start as the identity, so that deep networks train well."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -126,7 +127,7 @@ class Upsample(nn.Module):
 
 
 def time_features(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal features (N, width) of the times t (N,) in [0, 1] (Vaswani et al. 2017, with t scaled to 0 ... 1000)."""
+    """Sinusoidal features (N, width) of times t (N,) in [0, 1] (Vaswani et al. 2017, with t scaled to 0 ... 1000)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
     angles = 1000.0 * t.float()[:, None] * frequencies
@@ -222,3 +223,12 @@ class UNet(nn.Module):
 def count_values(model: nn.Module) -> int:
     """Parameters and buffers together: what a checkpoint stores."""
     return sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def count_forward_flop(model: UNet) -> int:
+    """Floating-point operations of one evaluation for one image, two to a multiply-add (torch's own count)."""
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *model.config.image_shape, device=parameter.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image, torch.zeros(1, device=parameter.device))
+    return counter.get_total_flops()

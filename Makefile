@@ -1,0 +1,42 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint app clean
+
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# All four stages and the comparison, small, on drawn shapes. A second run finds everything done and compares again.
+demo: install
+	$(BIN)/python teacher_rectified_flow.py --preset tiny --data shapes --out demo/teacher
+	$(BIN)/python generate_noise_dataset.py --teacher demo/teacher/teacher.safetensors --num-pairs 2560 --out demo/noise_pairs
+	$(BIN)/python distill_student.py --teacher demo/teacher/teacher.safetensors --pairs demo/noise_pairs --out demo/one_step \
+		--batch-size 64 --learning-rate 1e-3 --steps 800 --warmup-steps 50 --decay-steps 400 --ema-decay 0.99 --evaluate-every 400
+	$(BIN)/python four_step_student.py --teacher demo/teacher/teacher.safetensors --pairs demo/noise_pairs --out demo/four_step \
+		--batch-size 64 --learning-rate 1e-3 --steps 800 --warmup-steps 50 --decay-steps 400 --ema-decay 0.99 --evaluate-every 400
+	$(BIN)/python sample.py --compare demo/teacher/teacher.safetensors demo/four_step/four_step.safetensors \
+		demo/one_step/student.safetensors --out demo/comparison.png
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+app: install
+	$(BIN)/streamlit run app.py
+
+# Removes what `make` made; checkpoints, pairs and data of your own stay.
+clean:
+	rm -rf .venv demo .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

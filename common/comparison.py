@@ -1,0 +1,111 @@
+"""Models side by side from the same noise: what each makes of it, at what cost, and how close it is to the teacher."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.checkpoint import Checkpoint
+from common.device import Precision
+from common.distances import mean_squared, variance_around_class_mean
+from common.files import atomic_write
+from common.images import image_grid
+from common.noise import BLOCK_SIZE
+from common.sampling import SamplingSettings, draw_blocks
+from common.unet import count_values
+
+STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
+
+
+@dataclass
+class Column:
+    """One model's samples and their cost."""
+
+    checkpoint: Checkpoint
+    settings: SamplingSettings
+    images: Tensor
+    """(N, C, H, W), float, on the CPU."""
+    labels: Tensor | None
+    network_calls: float
+    """NFE: network evaluations behind an image."""
+    seconds_per_image: float
+
+    @property
+    def name(self) -> str:
+        return STAGE_NAMES[self.checkpoint.stage]
+
+
+def draw_column(
+    checkpoint: Checkpoint,
+    settings: SamplingSettings,
+    seed: int,
+    count: int,
+    classes: list[int],
+    precision: Precision,
+) -> Column:
+    """Draws samples 0 ... count - 1 of `seed`, after a warm-up of one network call, and times them."""
+    warm_up = SamplingSettings(solver="euler", num_steps=1)
+    first_batch = min(count, BLOCK_SIZE)
+    next(draw_blocks(checkpoint.model, seed, 0, first_batch, classes, warm_up, precision=precision))
+
+    start = time.perf_counter()
+    batches = list(draw_blocks(checkpoint.model, seed, 0, count, classes, settings, precision=precision))
+    images = torch.cat([batch.images for batch in batches]).cpu()  # waits for a GPU to finish
+    seconds = time.perf_counter() - start
+
+    labels = torch.cat([batch.labels for batch in batches]).cpu() if classes else None
+    network_calls = sum(batch.network_calls * len(batch.images) for batch in batches) / count
+    return Column(checkpoint, settings, images, labels, network_calls, seconds / count)
+
+
+def comparison_table(columns: list[Column]) -> str:
+    """Parameters, size, NFE, time, and the fidelity of each column to the first teacher, as aligned text."""
+    teacher = next((column for column in columns if not column.checkpoint.is_student), None)
+    header = ("model", "parameters", "MB", "NFE", "s/image", "speed-up", "MSE to teacher", "of variance")
+    rows = [header]
+    for column in columns:
+        speed_up, error, share = "", "", ""
+        if teacher:
+            speed_up = f"{teacher.seconds_per_image / column.seconds_per_image:.1f}x"
+            mse = mean_squared(column.images, teacher.images).item()
+            variance = variance_around_class_mean(teacher.images, teacher.labels)
+            error, share = f"{mse:.4f}", f"{mse / variance:.1%}"
+        size = column.checkpoint.path.stat().st_size / 1e6
+        cost = (f"{column.network_calls:g}", f"{column.seconds_per_image:.4f}", speed_up)
+        rows.append((column.name, f"{count_values(column.checkpoint.model):,}", f"{size:.2f}", *cost, error, share))
+    widths = [max(len(row[index]) for row in rows) for index in range(len(header))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def draw_comparison(columns: list[Column], path: Path, images_per_row: int) -> None:
+    """The comparison figure: a panel for each model, the same noise at the same place, NFE and time under it."""
+    from matplotlib.figure import Figure
+
+    teacher_seconds = next((c.seconds_per_image for c in columns if not c.checkpoint.is_student), None)
+    rows = -(-len(columns[0].images) // images_per_row)
+    panel_width = 4.2
+    panel_height = panel_width * rows / images_per_row
+    figure = Figure(figsize=(panel_width * len(columns), panel_height + 0.9), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        axes.imshow(image_grid(column.images, images_per_row), interpolation="nearest")
+        axes.set_title(column.name, fontsize=15, fontweight="bold")
+        caption = f"{column.network_calls:g} network call{'s' * (column.network_calls != 1)}"
+        caption += f", {1000 * column.seconds_per_image:.3g} ms an image"
+        if teacher_seconds and column.checkpoint.is_student:
+            caption += f"\n{teacher_seconds / column.seconds_per_image:.0f} times the teacher's speed"
+        elif not column.checkpoint.is_student:
+            caption += f"\n{column.settings.describe()}"
+        axes.set_xlabel(caption, fontsize=11)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

@@ -1,0 +1,40 @@
+"""How far a prediction is from its target: the training losses of the students, and the figures that judge them."""
+
+import torch
+from torch import Tensor
+
+PSEUDO_HUBER_SOFTENING = 0.00054
+
+
+def mean_squared(prediction: Tensor, target: Tensor) -> Tensor:
+    """The mean of the squared differences, a scalar."""
+    return (prediction - target).square().mean()
+
+
+def pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
+    """sqrt(|d|^2 + c^2) - c of each sample's difference d (Song and Dhariwal 2023, section 3.3), averaged, a scalar.
+
+    Less drawn to outliers than the squared error. With their c = 0.00054 sqrt(D), and divided by sqrt(D), where D is
+    the number of values in a sample, so that the scale does not depend on the image size.
+    """
+    per_sample = (prediction - target).square().flatten(1).mean(dim=1)
+    return (torch.sqrt(per_sample + PSEUDO_HUBER_SOFTENING**2) - PSEUDO_HUBER_SOFTENING).mean()
+
+
+LOSSES = {"l2": mean_squared, "pseudo-huber": pseudo_huber}
+
+
+def variance_around_class_mean(images: Tensor, labels: Tensor | None) -> float:
+    """The mean over pixels of the variance within classes; without labels all images are one class.
+
+    `images` (N, C, H, W), `labels` (N,). This is the mean squared error of always answering with the mean of the class,
+    the best that a student could do who does not look at the noise. Unbiased: a class mean costs one degree of freedom.
+    NaN where no class has two images.
+    """
+    labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+    squares, degrees_of_freedom = 0.0, 0
+    for label in labels.unique():
+        members = images[labels == label].double()
+        squares += (members - members.mean(dim=0)).square().sum().item()
+        degrees_of_freedom += len(members) - 1
+    return squares / (degrees_of_freedom * images[0].numel()) if degrees_of_freedom else float("nan")

@@ -1,0 +1,132 @@
+"""What the two student stages share: their arguments, their start from teacher and pairs, and the held-out report."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from common import command_line
+from common.checkpoint import STUDENT_SETTINGS, load_checkpoint, load_initial_weights, prepare
+from common.data import EpochOrder
+from common.device import choose_device, choose_precision
+from common.distances import LOSSES, mean_squared, variance_around_class_mean
+from common.errors import UserError
+from common.noise import BLOCK_SIZE, derive_seed
+from common.pairs import PairBatch, PairSet, random_flips
+from common.presets import NETWORKS, STUDENT_RECIPE
+from common.previews import preview_grid
+from common.sampling import SamplingSettings, draw
+from common.training import Trainer, add_training_arguments
+from common.unet import UNet
+
+
+def student_parser(description: str, out: str) -> argparse.ArgumentParser:
+    """The parser of a student stage, to which the stage adds its own arguments."""
+    parser = command_line.ArgumentParser(description)
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
+        "--teacher", type=Path, default=Path("checkpoints/teacher/teacher.safetensors"), help="checkpoint of stage 1"
+    )
+    group.add_argument("--pairs", type=Path, default=Path("noise_pairs"), help="folder of stage 2, by the same teacher")
+    group.add_argument("--preset", choices=NETWORKS, help="another network than the teacher's, from random weights")
+    group.add_argument("--init", type=Path, help="start from this checkpoint's weights (default: the teacher's)")
+    group.add_argument("--loss", choices=LOSSES, default="l2", help="distance to the teacher")
+    group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
+    add_training_arguments(parser, STUDENT_RECIPE, out)
+    command_line.add_device_arguments(parser)
+    return parser
+
+
+class Distillation:
+    """Teacher, pairs and student of one run, checked against each other."""
+
+    def __init__(self, args: argparse.Namespace, stage: str, pairs_per_step: int, needed_times: tuple[float, ...] = ()):
+        self.args, self.stage = args, stage
+        self.device = choose_device(args.device)
+        self.precision = choose_precision(args.precision, self.device)
+        self.teacher = load_checkpoint(args.teacher, self.device)
+        self.pairs = PairSet(args.pairs, self.device)
+        self.pairs.require_teacher(self.teacher)
+        if needed_times:
+            self.pairs.require_times(needed_times)
+        if not self.pairs.held_out_count:
+            raise UserError(f"{args.pairs} holds only {len(self.pairs)} pairs: a tenth is held out, so make 10 or more")
+        self.distance = LOSSES[args.loss]
+        self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
+        self.held_out = self.pairs.held_out()
+        self.student = self._start()
+
+    def _start(self) -> UNet:
+        teacher_config = self.teacher.model.config
+        torch.manual_seed(derive_seed("weights", self.args.seed))
+        if self.args.preset:
+            config = replace(NETWORKS[self.args.preset], num_classes=teacher_config.num_classes)
+            self.pairs.require_shape(config.image_shape)
+            student = UNet(config)
+        else:
+            student = UNet(teacher_config)
+        if self.args.init:
+            load_initial_weights(student, self.args.init)
+        elif not self.args.preset:
+            student.load_state_dict(self.teacher.model.state_dict())
+        return prepare(student, self.device)
+
+    def batch(self, step: int, generator: torch.Generator) -> PairBatch:
+        """The training pairs of a step; noise, states and image of a pair are mirrored together or not at all."""
+        indices = self.order.indices(step)
+        flips = random_flips(len(indices), not self.args.no_flips, generator)
+        return self.pairs.training_batch(indices, flips)
+
+    def train(self, batch_loss, weights_name: str) -> int:
+        settings = STUDENT_SETTINGS[self.stage]
+        trainer = Trainer(
+            self.args,
+            self.student,
+            self.precision,
+            weights_name,
+            batch_loss,
+            evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
+            preview=lambda network: preview_grid(network, settings, self.precision),
+            header={
+                "stage": self.stage,
+                "class_names": self.teacher.class_names,
+                "teacher": self.teacher.sha256,
+                "teacher_training_flop": self.teacher.header["training_flop"],
+                "pairs": self.pairs.header,
+                "num_pairs": len(self.pairs),
+                "pair_generation_flop": self.pairs.generation_flop,
+            },
+        )
+        status = trainer.train()
+        print(self.held_out_report(trainer.ema_model.eval()))
+        return status
+
+    def held_out_error(self, network: UNet, settings: SamplingSettings) -> float:
+        """Mean squared error against the teacher's images, from the same noise, on pairs that trained nothing."""
+        images = torch.cat(
+            [
+                draw(network, noise, labels, settings, precision=self.precision).images
+                for noise, labels in self._held_out_batches()
+            ]
+        )
+        return mean_squared(images, self.held_out.image).item()
+
+    def _held_out_batches(self):
+        noise = self.held_out.noise.split(BLOCK_SIZE)
+        labels = self.held_out.labels.split(BLOCK_SIZE) if self.held_out.labels is not None else [None] * len(noise)
+        return zip(noise, labels, strict=True)
+
+    def held_out_report(self, student: UNet) -> str:
+        """The student beside its teacher run with as many and with twice as many Euler steps, guided as the pairs."""
+        steps = STUDENT_SETTINGS[self.stage].num_steps
+        variance = variance_around_class_mean(self.held_out.image, self.held_out.labels)
+        rows = [(f"student, {steps} step{'s' * (steps > 1)}", student, STUDENT_SETTINGS[self.stage])]
+        for num_steps in sorted({steps, 2 * steps}):
+            settings = replace(self.pairs.settings, solver="euler", num_steps=num_steps)
+            rows.append((f"teacher, {settings.describe()}", self.teacher.model, settings))
+        lines = [f"mean squared error against the teacher's images, {self.pairs.held_out_count} held-out pairs"]
+        for name, network, settings in rows:
+            error = self.held_out_error(network, settings)
+            lines.append(f"  {name:55} {error:.4f}  {error / variance:6.1%} of the variance around the class mean")
+        return "\n".join(lines)

@@ -1,0 +1,33 @@
+"""Stage 3: distil the teacher into a student that makes an image with one network call.
+
+    x1 = x0 + u(x0, 0)
+
+Reads   the teacher's checkpoint and its noise pairs
+Writes  OUT/student.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
+
+Smoke   python distill_student.py --steps 20 --warmup-steps 5 --decay-steps 5
+Full    python distill_student.py
+"""
+
+import torch
+
+from common import command_line
+from common.distillation import Distillation, student_parser
+from common.training import step_generator
+
+
+def main() -> int:
+    args = student_parser(__doc__, out="checkpoints/one_step").parse_args()
+    run = Distillation(args, "one_step", pairs_per_step=args.batch_size)
+
+    def batch_loss(network, step):
+        """One Euler step across the whole flow must land on the teacher's image (Liu et al. 2022, section 2.2)."""
+        pair = run.batch(step, step_generator(args.seed, step, run.device))
+        start = torch.zeros(len(pair.noise), device=run.device)
+        return run.distance(pair.noise + network(pair.noise, start, pair.labels), pair.image)
+
+    return run.train(batch_loss, "student.safetensors")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

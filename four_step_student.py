@@ -1,0 +1,87 @@
+"""Stage 4: distil the teacher into a student that makes an image with four network calls.
+
+    x_{t + 1/4} = x_t + 1/4 u(x_t, t),    t = 0, 1/4, 1/2, 3/4
+
+Reads   the teacher's checkpoint and its noise pairs with trajectories
+Writes  OUT/four_step.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
+
+Smoke   python four_step_student.py --steps 20 --warmup-steps 5 --decay-steps 5
+Full    python four_step_student.py
+"""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from common import command_line
+from common.distillation import Distillation, student_parser
+from common.errors import UserError
+from common.pairs import TRAJECTORY_TIMES, PairBatch
+from common.training import step_generator
+
+STEP_TIMES = torch.tensor([0.0, *TRAJECTORY_TIMES])
+NUM_STEPS = len(STEP_TIMES)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = student_parser(__doc__, out="checkpoints/four_step")
+    parser.add_argument(
+        "--own-share",
+        type=command_line.FRACTION,
+        default=0.5,
+        help="share of the batch that starts from states which the student reached itself; 0 is the teacher's alone",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    # A pair that is rolled out fills four places of the batch, one with each of its steps.
+    num_own = round(args.own_share * args.batch_size / NUM_STEPS)
+    num_teacher = args.batch_size - NUM_STEPS * num_own
+    if (num_own == 0) != (args.own_share == 0) or num_teacher < 0:
+        raise UserError(f"--batch-size {args.batch_size} is too small for --own-share {args.own_share}")
+    run = Distillation(args, "four_step", pairs_per_step=num_teacher + num_own, needed_times=TRAJECTORY_TIMES)
+    step_times = STEP_TIMES.to(run.device)
+
+    def advance(network, state: Tensor, index: Tensor, labels: Tensor | None) -> Tensor:
+        """The student's steps `index` (n,), from states (n, C, H, W)."""
+        return state + network(state, step_times[index], labels) / NUM_STEPS
+
+    def loss_on_teacher_states(network, pair: PairBatch, generator: torch.Generator) -> Tensor:
+        """From a random one of the teacher's states, the student must reach the next one."""
+        rows = torch.arange(len(pair), device=run.device)
+        index = torch.randint(NUM_STEPS, (len(pair),), generator=generator, device=run.device)
+        path = pair.path
+        return run.distance(advance(network, path[rows, index], index, pair.labels), path[rows, index + 1])
+
+    def loss_on_own_states(network, pair: PairBatch) -> Tensor:
+        """From where its own steps have led it, the student must find back to the teacher's next state.
+
+        This keeps errors from compounding (DAgger, Ross et al. 2011), and it costs nothing extra: every network call of
+        the roll-out is a training example. Gradients stay within a step.
+        """
+        path, state, losses = pair.path, pair.noise, []
+        for step in range(NUM_STEPS):
+            index = torch.full((len(pair),), step, device=run.device)
+            arrived = advance(network, state, index, pair.labels)
+            losses.append(run.distance(arrived, path[:, step + 1]))
+            state = arrived.detach()
+        return torch.stack(losses).mean()
+
+    def batch_loss(network, step):
+        generator = step_generator(args.seed, step, run.device)
+        pair = run.batch(step, generator)
+        losses = []
+        if num_teacher:
+            losses.append(loss_on_teacher_states(network, pair[:num_teacher], generator) * num_teacher)
+        if num_own:
+            losses.append(loss_on_own_states(network, pair[num_teacher:]) * NUM_STEPS * num_own)
+        return sum(losses) / args.batch_size
+
+    return run.train(batch_loss, "four_step.safetensors")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,123 @@
+"""Stage 2: let the teacher turn noise into images, and keep both: the pairs that teach the students.
+
+Reads   the teacher's checkpoint
+Writes  OUT/pairs_00000.pt, pairs_00001.pt, ...: shards of 1,024 pairs with the teacher's states at t = 1/4, 1/2, 3/4
+
+The same command, run again, makes the shards that are missing; with more --num-pairs it adds to the set.
+
+Smoke   python generate_noise_dataset.py --num-pairs 64 --num-steps 4
+Full    python generate_noise_dataset.py --num-pairs 100000
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common import command_line
+from common.checkpoint import load_checkpoint
+from common.device import choose_device, choose_precision
+from common.errors import UserError
+from common.noise import BLOCK_SIZE
+from common.pairs import FORMAT, SHARD_SIZE, TRAJECTORY_TIMES, existing_count, save_shard, shard_path
+from common.sampling import TEACHER_SETTINGS, draw_blocks
+from common.solvers import FIXED_STEP_SOLVERS, grid_index
+from common.unet import count_forward_flop
+
+
+def parse_args() -> argparse.Namespace:
+    parser = command_line.ArgumentParser(__doc__)
+    parser.add_argument(
+        "--teacher", type=Path, default=Path("checkpoints/teacher/teacher.safetensors"), help="checkpoint of stage 1"
+    )
+    parser.add_argument("--out", type=Path, default=Path("noise_pairs"), help="folder of the shards")
+    parser.add_argument("--num-pairs", type=command_line.COUNT, default=100_000, help="pairs in the whole set")
+    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
+    parser.add_argument("--batch-size", type=command_line.COUNT, default=BLOCK_SIZE, help="pairs integrated at a time")
+    parser.add_argument(
+        "--trajectory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"keep the states at t = {TRAJECTORY_TIMES}, which the four-step student needs",
+    )
+    command_line.add_sampling_arguments(parser)
+    command_line.add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    teacher = load_checkpoint(args.teacher, device)
+    if teacher.is_student:
+        raise UserError(f"{args.teacher} is a {teacher.stage} student: pairs are made by a teacher")
+    settings = command_line.sampling_settings(args, teacher, TEACHER_SETTINGS)
+    keep_times = TRAJECTORY_TIMES if args.trajectory else ()
+    if settings.solver in FIXED_STEP_SOLVERS and None in [grid_index(t, settings.num_steps) for t in keep_times]:
+        raise UserError(
+            f"{settings.num_steps} steps do not pass through t = {keep_times}: "
+            "choose --num-steps divisible by 4, or --no-trajectory"
+        )
+
+    # Everything that the pairs are a function of.
+    recipe = {
+        "format": FORMAT,
+        "teacher": teacher.sha256,
+        "guide": None,
+        "sampling": settings.to_dict(),
+        "trajectory_times": list(keep_times),
+        "seed": args.seed,
+        "precision": precision.name,
+        "class_names": teacher.class_names,
+        "image_shape": list(teacher.model.config.image_shape),
+    }
+    flop_per_call = count_forward_flop(teacher.model)
+
+    # One shard after the other; what is there already is kept.
+    with tqdm(total=args.num_pairs, unit="pair", desc="noise pairs") as bar:
+        for start in range(0, args.num_pairs, SHARD_SIZE):
+            count = min(SHARD_SIZE, args.num_pairs - start)
+            path = shard_path(args.out, start // SHARD_SIZE)
+            if existing_count(path, recipe) >= count:
+                bar.update(count)
+                continue
+            pieces, network_calls = [], 0
+            classes = range(len(teacher.class_names))
+            for batch in draw_blocks(
+                teacher.model,
+                args.seed,
+                start,
+                count,
+                classes,
+                settings,
+                keep_times,
+                precision,
+                args.batch_size,
+                "pairs",
+            ):
+                pieces.append(batch)
+                network_calls += batch.network_calls * len(batch.images)
+                bar.update(len(batch.images))
+            header = {"start": start, "count": count, "flop": network_calls * flop_per_call}
+            save_shard(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
+
+    print(f"{args.out} holds {args.num_pairs:,} pairs of {args.teacher}: {settings.describe()}, {precision.name}")
+
+
+def shard_tensors(batches: list) -> dict[str, torch.Tensor]:
+    """fp16 tensors of a shard, (n, C, H, W) and for the states (n, times, C, H, W)."""
+    tensors = {
+        "noise": torch.cat([batch.noise for batch in batches]).half(),
+        "image": torch.cat([batch.images for batch in batches]).half(),
+    }
+    if batches[0].states:
+        tensors["states"] = torch.cat([torch.stack(batch.states, dim=1) for batch in batches]).half()
+    if batches[0].labels is not None:
+        tensors["labels"] = torch.cat([batch.labels for batch in batches])
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,128 @@
+"""Draw images from any checkpoint, or several checkpoints side by side from the same noise.
+
+Reads   one checkpoint, or with --compare several
+Writes  --out: a PNG grid, or an .npz with `arr_0` (uint8, N x H x W x 3), `labels` (-1 without) and `settings` (JSON)
+
+Grid       python sample.py checkpoints/pretrained/teacher.safetensors --num-images 100 --seed 0
+One class  python sample.py checkpoints/pretrained/student.safetensors --classes frog --out frogs.png
+Compare    python sample.py --compare checkpoints/pretrained/{teacher,four_step,student}.safetensors
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import command_line
+from common.checkpoint import Checkpoint, load_checkpoint
+from common.comparison import comparison_table, draw_column, draw_comparison
+from common.device import Precision, choose_device, choose_precision
+from common.errors import UserError
+from common.files import atomic_write
+from common.images import enlarged, image_grid, save_picture, to_uint8
+from common.noise import BLOCK_SIZE
+from common.sampling import SamplingSettings, draw_blocks
+
+
+def parse_args() -> argparse.Namespace:
+    parser = command_line.ArgumentParser(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("checkpoint", nargs="?", type=Path, help="the model to draw from")
+    what.add_argument("--compare", nargs="+", type=Path, metavar="CHECKPOINT", help="models to draw side by side")
+    parser.add_argument("--out", type=Path, default=Path("samples/samples.png"), help="file to write: .png or .npz")
+    parser.add_argument("--num-images", type=command_line.COUNT, default=40, help="images of each model")
+    parser.add_argument("--columns", type=command_line.COUNT, default=10, help="images in a row of the grid")
+    parser.add_argument("--enlarge", type=command_line.COUNT, default=1, help="pixels for a pixel of the PNG grid")
+    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
+    command_line.add_sampling_arguments(parser)
+    command_line.add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    precision = choose_precision(args.precision, choose_device(args.device))
+    if args.out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out must end in .png or .npz, not {args.out.name!r}")
+    if args.compare:
+        compare(args, precision)
+        return
+
+    checkpoint = load_checkpoint(args.checkpoint, precision.device)
+    refuse_settings_for_student(args, checkpoint)
+    settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
+    classes = chosen_classes(args.classes, checkpoint)
+    batches = draw_blocks(checkpoint.model, args.seed, 0, args.num_images, classes, settings, precision=precision)
+    blocks = -(-args.num_images // BLOCK_SIZE)
+    generated = list(tqdm(batches, total=blocks, desc="sampling", unit="batch", disable=blocks == 1))
+    images = torch.cat([batch.images for batch in generated]).cpu()
+    if args.out.suffix == ".npz":
+        labels = torch.cat([batch.labels for batch in generated]).cpu() if classes else torch.full((len(images),), -1)
+        description = {"checkpoint": checkpoint.sha256, "seed": args.seed, **settings.to_dict()}
+        save_npz(args.out, images, labels, description)
+    else:
+        save_picture(enlarged(image_grid(images, args.columns), args.enlarge), args.out)
+    calls = sum(batch.network_calls * len(batch.images) for batch in generated) / len(images)
+    print(f"{args.out}: {len(images)} images, seed {args.seed}, {settings.describe()}, NFE {calls:g}")
+
+
+def compare(args: argparse.Namespace, precision: Precision) -> None:
+    """The teacher runs as it did for the students' pairs, unless the command line says otherwise."""
+    if args.out.suffix != ".png":
+        raise UserError("--compare draws a figure: --out must end in .png")
+    checkpoints = [load_checkpoint(path, precision.device) for path in args.compare]
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        if (other.class_names, other.model.config.image_shape) != (first.class_names, first.model.config.image_shape):
+            raise UserError(f"{other.path} and {first.path} have different classes or image sizes")
+    pair_settings = {
+        checkpoint.header["teacher"]: SamplingSettings(**checkpoint.header["pairs"]["sampling"])
+        for checkpoint in checkpoints
+        if checkpoint.is_student
+    }
+    classes = chosen_classes(args.classes, first)
+    columns = []
+    for checkpoint in tqdm(checkpoints, desc="sampling", unit="model"):
+        base = pair_settings.get(checkpoint.sha256, checkpoint.settings)
+        settings = command_line.sampling_settings(args, checkpoint, base)
+        columns.append(draw_column(checkpoint, settings, args.seed, args.num_images, classes, precision))
+    draw_comparison(columns, args.out, images_per_row=args.columns)
+    print(comparison_table(columns))
+    print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
+
+
+def chosen_classes(names: list[str] | None, checkpoint: Checkpoint) -> list[int]:
+    """Class numbers for `--classes`; all of the model's by default, none for an unconditional model."""
+    if names is None:
+        return list(range(len(checkpoint.class_names)))
+    if not checkpoint.class_names:
+        raise UserError(f"{checkpoint.path} is unconditional: it has no classes to choose from")
+    numbers = {name: number for number, name in enumerate(checkpoint.class_names)}
+    numbers.update({str(number): number for number in range(len(checkpoint.class_names))})
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        known = ", ".join(checkpoint.class_names)
+        raise UserError(f"{checkpoint.path} has no class {unknown[0]!r}: choose from {known}")
+    return [numbers[name] for name in names]
+
+
+def refuse_settings_for_student(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    given = (args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)
+    if checkpoint.is_student and any(value is not None for value in given):
+        raise UserError(
+            f"{checkpoint.path} is a {checkpoint.stage} student: its {checkpoint.settings.describe()} is all it can do"
+        )
+
+
+def save_npz(path: Path, images: torch.Tensor, labels: torch.Tensor, settings: dict) -> None:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
+        np.savez(file, arr_0=pixels, labels=labels.numpy(), settings=json.dumps(settings))
+
+
+if __name__ == "__main__":
+    command_line.run(main)
