@@ -8,6 +8,7 @@ install: .venv/installed
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
+	@echo 'Installing into .venv: about 6 GB, some minutes. Nothing outside this folder changes.'
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -22,7 +22,7 @@ MODELS = {
     "student.safetensors": "distill_student.py",
     "teacher.safetensors": "teacher_rectified_flow.py",
 }
-"""File name and the stage that makes it, the fast ones first: they are on the page while the teacher still integrates."""
+"""File name and the script that makes it; the fast ones first, so that they are seen while the teacher integrates."""
 
 MAX_IMAGES = 64
 ANY_CLASS = "all classes"

@@ -9,6 +9,8 @@ Smoke   python distill_student.py --steps 20 --warmup-steps 5 --decay-steps 5
 Full    python distill_student.py
 """
 
+import argparse
+
 import torch
 
 from common import command_line
@@ -16,8 +18,12 @@ from common.distillation import Distillation, student_parser
 from common.training import step_generator
 
 
+def parse_args() -> argparse.Namespace:
+    return student_parser(__doc__, out="checkpoints/one_step").parse_args()
+
+
 def main() -> int:
-    args = student_parser(__doc__, out="checkpoints/one_step").parse_args()
+    args = parse_args()
     run = Distillation(args, "one_step", pairs_per_step=args.batch_size)
 
     def batch_loss(network, step):

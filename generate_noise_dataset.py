@@ -19,8 +19,9 @@ from common import command_line
 from common.checkpoint import load_checkpoint
 from common.device import choose_device, choose_precision
 from common.errors import UserError
+from common.files import save_tensor_file
 from common.noise import BLOCK_SIZE
-from common.pairs import FORMAT, SHARD_SIZE, TRAJECTORY_TIMES, existing_count, save_shard, shard_path
+from common.pairs import FORMAT, SHARD_SIZE, TRAJECTORY_TIMES, existing_count, shard_path
 from common.sampling import TEACHER_SETTINGS, draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS, grid_index
 from common.unet import count_forward_flop
@@ -101,7 +102,7 @@ def main() -> None:
                 network_calls += batch.network_calls * len(batch.images)
                 bar.update(len(batch.images))
             header = {"start": start, "count": count, "flop": network_calls * flop_per_call}
-            save_shard(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
+            save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
 
     print(f"{args.out} holds {args.num_pairs:,} pairs of {args.teacher}: {settings.describe()}, {precision.name}")
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from common.errors import UserError
 
 
@@ -52,6 +54,12 @@ def flush_to_disk(path: Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensor_file(path: str | Path, content: dict) -> None:
+    """`torch.save`, atomically. Equal contents give equal bytes: given a path, torch writes its name into the file."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 def sha256(path: str | Path) -> str:

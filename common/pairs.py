@@ -18,7 +18,7 @@ from torch import Tensor
 from common.checkpoint import Checkpoint
 from common.data import flip
 from common.errors import UserError
-from common.files import atomic_write, read_tensor_file
+from common.files import read_tensor_file
 from common.sampling import SamplingSettings
 
 FORMAT = "noise-pairs/1"
@@ -30,11 +30,6 @@ HELD_OUT_PAIRS = 512
 
 def shard_path(folder: Path, index: int) -> Path:
     return folder / f"pairs_{index:05d}.pt"
-
-
-def save_shard(path: Path, shard: dict) -> None:
-    with atomic_write(path) as temporary:
-        torch.save(shard, temporary)
 
 
 def read_shard(path: Path) -> dict:

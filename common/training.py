@@ -24,7 +24,7 @@ from common.checkpoint import load_checkpoint, save_checkpoint
 from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
 from common.device import Precision
 from common.errors import UserError
-from common.files import atomic_write, read_tensor_file
+from common.files import read_tensor_file, save_tensor_file
 from common.images import save_picture
 from common.noise import derive_seed
 from common.run_log import RunLog, draw_loss_curve
@@ -275,8 +275,7 @@ class Trainer:
             "schedule": [args.steps, args.decay_steps],
             "arguments": self.identity,
         }
-        with atomic_write(args.out / STATE_FILE) as temporary:
-            torch.save(state, temporary)
+        save_tensor_file(args.out / STATE_FILE, state)
         self._export()
 
     def _export(self) -> None:

@@ -1,0 +1,108 @@
+"""Small models and data that the tests share, and a way to run a stage script as its user does."""
+
+import os
+import re
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import shapes  # noqa: E402
+from common.checkpoint import save_checkpoint  # noqa: E402
+from common.unet import UNet, UNetConfig  # noqa: E402
+
+SMALL_CONFIG = UNetConfig(widths=(16, 16), head_width=16, embedding_width=16, num_classes=10)
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error_line(self) -> str:
+        """What the user was told, when it was told as it should be: in one line, without a traceback."""
+        lines = [line for line in re.split(r"[\r\n]+", self.err) if "error: " in line]
+        assert self.status not in (0, None), "the script did not fail"
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+@pytest.fixture
+def run_script(capsys, monkeypatch):
+    """run_script("sample.py", "--seed", 1): runs a script through its command line, in this process."""
+
+    def run(name: str, *arguments) -> Result:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small networks run faster on one thread, and the same on every machine."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """200 drawn shapes as PNG files in ten class folders."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    images, labels = shapes.draw_shapes(200, 32, seed=5)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / shapes.CLASS_NAMES[label] / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    return folder
+
+
+def random_network(config: UNetConfig = SMALL_CONFIG, seed: int = 0) -> UNet:
+    """A network whose output is not zero: its zero-initialised layers are made random."""
+    torch.manual_seed(seed)
+    model = UNet(config)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+@pytest.fixture
+def make_teacher(tmp_path):
+    """make_teacher(seed=0, config=..., label_dropout=0.1): writes an untrained teacher and returns its path."""
+
+    def make(seed: int = 0, config: UNetConfig = SMALL_CONFIG, label_dropout: float = 0.1) -> Path:
+        path = tmp_path / f"teacher_{seed}_{config.num_classes}_{label_dropout}" / "teacher.safetensors"
+        header = {
+            "stage": "teacher",
+            "class_names": shapes.CLASS_NAMES[: config.num_classes],
+            "arguments": {"label_dropout": label_dropout},
+            "step": 0,
+            "training_flop": 0,
+        }
+        save_checkpoint(path, random_network(config, seed), header)
+        return path
+
+    return make
+
+
+def folder_contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, to show that a refused command left all of them as they were."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,122 @@
+"""Image data sets: what users' folders hold, and what is wrong with them."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import data, shapes
+from common.data import load_images, split_held_out
+from common.errors import UserError
+
+
+def write(folder, name, image):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def test_every_image_mode_becomes_rgb_of_the_models_size(tmp_path):
+    red = Image.new("RGB", (40, 32), (255, 0, 0))
+    write(tmp_path / "set", "a/rgb.png", red)
+    write(tmp_path / "set", "a/palette.png", red.convert("P"))
+    write(tmp_path / "set", "a/cmyk.jpg", red.convert("CMYK"))
+    write(tmp_path / "set", "b/grey.png", Image.new("L", (64, 64), 128))
+    write(tmp_path / "set", "b/grey16.png", Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16)))
+    write(tmp_path / "set", "b/clear.png", Image.new("RGBA", (32, 32), (255, 0, 0, 0)))
+    loaded = load_images("folder", tmp_path / "set")
+    assert loaded.images.shape == (6, 3, 32, 32) and loaded.images.dtype == torch.uint8
+    assert loaded.class_names == ["a", "b"] and loaded.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    means = loaded.images.float().mean(dim=(2, 3))
+    for index in range(3):  # cmyk, palette, rgb
+        assert torch.allclose(means[index], torch.tensor([255.0, 0.0, 0.0]), atol=4)
+    assert torch.equal(means[3], torch.full((3,), 255.0))  # transparent: on white
+    assert torch.equal(means[4:], torch.full((2, 3), 128.0))
+
+
+def test_resizing_keeps_the_whole_shorter_side_and_cropping_keeps_the_pixels(tmp_path):
+    pixels = np.zeros((32, 96, 3), dtype=np.uint8)
+    pixels[:, 32:64] = 255  # the centre square is white
+    write(tmp_path / "set", "a/wide.png", Image.fromarray(pixels))
+    assert load_images("folder", tmp_path / "set").images.min() == 255
+    wide = np.asarray(Image.fromarray(pixels).resize((192, 64), Image.Resampling.NEAREST))
+    write(tmp_path / "large", "a/wide.png", Image.fromarray(wide))
+    assert torch.equal(
+        load_images("folder", tmp_path / "large", crop=True).images[0],
+        torch.from_numpy(wide[16:48, 80:112].transpose(2, 0, 1).copy()),
+    )
+
+
+def test_unreadable_files_are_named(tmp_path):
+    good = write(tmp_path / "set", "a/good.png", Image.new("RGB", (32, 32)))
+    bad = tmp_path / "set" / "a" / "bad.png"
+    bad.write_bytes(good.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"1 of 2 images.*bad.png"):
+        load_images("folder", tmp_path / "set")
+
+
+def test_an_image_smaller_than_the_crop_is_named(tmp_path):
+    write(tmp_path / "set", "a/small.png", Image.new("RGB", (16, 16)))
+    with pytest.raises(UserError, match=r"small.png"):
+        load_images("folder", tmp_path / "set", crop=True)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: (path / "a").mkdir(parents=True)]
+)
+def test_a_folder_without_images_is_refused(tmp_path, make):
+    make(tmp_path / "set")
+    with pytest.raises(UserError, match=r"no image folder|not an image folder"):
+        load_images("folder", tmp_path / "set")
+
+
+def test_the_cache_is_used_and_never_stale(tmp_path, monkeypatch):
+    path = write(tmp_path / "set", "a/one.png", Image.new("RGB", (32, 32), (10, 10, 10)))
+    assert load_images("folder", tmp_path / "set").images.max() == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_decode", None)
+        assert load_images("folder", tmp_path / "set").images.max() == 10  # nothing was decoded
+    Image.new("RGB", (32, 32), (99, 99, 99)).save(path)
+    os.utime(path, ns=(1, 1))
+    assert load_images("folder", tmp_path / "set").images.max() == 99
+
+
+def test_cifar10_without_a_network_says_which_file_to_put_where(tmp_path, monkeypatch):
+    def no_network(*arguments, **options):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", no_network)
+    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz") as caught:
+        load_images("cifar10", tmp_path / "here")
+    assert str(tmp_path / "here") in str(caught.value)
+
+
+def test_held_out_images_are_the_last_of_each_class():
+    images = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1, 1)
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    training, held_out = split_held_out(data.ImageData(images, labels, ["a", "b"]), 0.1)
+    assert held_out.images.flatten().tolist() == [27, 28, 29, 39]
+    assert len(training) == 36 and not set(training.images.flatten().tolist()) & {27, 28, 29, 39}
+    assert len(split_held_out(data.ImageData(images, labels, ["a", "b"]), 0.0)[0]) == 40
+
+
+def test_a_batch_is_a_gather_and_a_flip():
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    batch, labels = data.ImageData(images, torch.arange(5), list("abcde")).batch(
+        torch.tensor([4, 1]), torch.tensor([True, False])
+    )
+    torch.testing.assert_close(batch[0], images[4].flip(-1) / 127.5 - 1)
+    torch.testing.assert_close(batch[1], images[1] / 127.5 - 1)
+    assert labels.tolist() == [4, 1]
+
+
+def test_shapes_are_a_function_of_their_seed_and_differ_between_classes():
+    images, labels = shapes.draw_shapes(50, 32, seed=1)
+    assert np.array_equal(shapes.draw_shapes(50, 32, seed=1)[0], images)
+    assert not np.array_equal(shapes.draw_shapes(50, 32, seed=2)[0], images)
+    assert np.bincount(labels).tolist() == [5] * 10
+    # The shape stands out: its brightest pixels are far brighter than the frame of the picture.
+    assert images.max(axis=(1, 2, 3)).min() > 200 and images[:, :, 0].mean() < 100

@@ -1,0 +1,73 @@
+"""Checkpoints and atomic writes."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import SMALL_CONFIG, folder_contents, random_network
+from safetensors.torch import save_file
+
+from common.checkpoint import load_checkpoint, load_initial_weights, save_checkpoint
+from common.errors import UserError
+from common.files import atomic_write, read_tensor_file, sha256
+from common.unet import UNet
+
+
+def test_a_checkpoint_rebuilds_the_model_from_its_file_alone(make_teacher):
+    path = make_teacher(seed=3)
+    loaded = load_checkpoint(path)
+    x, t = torch.randn(2, 3, 32, 32), torch.rand(2)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x, t), random_network(seed=3)(x, t), atol=1e-5, rtol=1e-4)
+    assert loaded.model.config == SMALL_CONFIG and not loaded.model.training
+    assert loaded.sha256 == sha256(path) and len(loaded.sha256) == 64
+
+
+def test_equal_models_give_equal_files(tmp_path):
+    header = {"stage": "teacher", "class_names": [], "arguments": {"label_dropout": 0.0}, "step": 0}
+    for name in ("a", "b"):
+        save_checkpoint(tmp_path / name, random_network(), dict(reversed(header.items()) if name == "b" else header))
+    assert sha256(tmp_path / "a") == sha256(tmp_path / "b")
+
+
+def test_damaged_and_foreign_checkpoints_are_refused_in_one_line(tmp_path, make_teacher):
+    good = make_teacher()
+    (tmp_path / "cut").write_bytes(good.read_bytes()[:-100])
+    (tmp_path / "text").write_text("hello")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "pickle")
+    for name, message in [
+        ("cut", "not a readable checkpoint"),
+        ("text", "not a readable checkpoint"),
+        ("pickle", "not a readable checkpoint"),
+        ("foreign", "not a checkpoint of this project"),
+        ("missing", "there is no checkpoint"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            load_checkpoint(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_architecture_are_refused(make_teacher):
+    other = UNet(dataclasses.replace(SMALL_CONFIG, widths=(16, 32)))
+    with pytest.raises(UserError, match="another network"):
+        load_initial_weights(other, make_teacher())
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    before = folder_contents(tmp_path)
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
+        temporary.write_text("half of the new")
+        raise KeyboardInterrupt
+    assert folder_contents(tmp_path) == before
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and len(folder_contents(tmp_path)) == 1
+
+
+def test_pickled_objects_are_never_loaded(tmp_path):
+    torch.save({"module": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
+    with pytest.raises(UserError, match="not a readable training state"):
+        read_tensor_file(tmp_path / "module.pt", "training state", torch.load, weights_only=True)

@@ -1,0 +1,131 @@
+"""The pair generator through its command line, and the pair set that the students read."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import SMALL_CONFIG, folder_contents
+
+from common.checkpoint import load_checkpoint
+from common.errors import UserError
+from common.images import to_uint8
+from common.noise import sample_noise
+from common.pairs import TRAJECTORY_TIMES, PairSet, read_shard
+from common.sampling import SamplingSettings, draw
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def generate(run_script, make_teacher, tmp_path):
+    def run(out="pairs", *arguments, num_pairs=40, teacher=None):
+        teacher = teacher or make_teacher()
+        command = ("--teacher", teacher, "--out", tmp_path / out, "--num-pairs", num_pairs, "--precision", "fp32")
+        return run_script("generate_noise_dataset.py", *command, "--num-steps", 4, *arguments)
+
+    return run
+
+
+def test_a_pair_is_the_teachers_image_of_its_noise(generate, make_teacher, tmp_path):
+    assert generate().status == 0
+    pairs = PairSet(tmp_path / "pairs", CPU)
+    batch = pairs.gather(torch.tensor([3, 17]))
+    assert torch.equal(batch.noise[1], sample_noise(0, 17, 1, (3, 32, 32), "pairs")[0])
+    assert batch.labels.tolist() == [3, 7]
+    settings = SamplingSettings("heun", 4, guidance_scale=2.0)
+    expected = draw(load_checkpoint(make_teacher()).model, batch.noise, batch.labels, settings, TRAJECTORY_TIMES)
+    torch.testing.assert_close(batch.image, expected.images, atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(batch.states, torch.stack(expected.states, dim=1), atol=5e-3, rtol=2e-3)
+    assert torch.equal(batch.path[:, 0], batch.noise) and torch.equal(batch.path[:, 4], batch.image)
+
+
+def test_pairs_do_not_depend_on_the_batch_size(generate, tmp_path):
+    generate("a")
+    generate("b", "--batch-size", 7)
+    first, second = read_shard(tmp_path / "a" / "pairs_00000.pt"), read_shard(tmp_path / "b" / "pairs_00000.pt")
+    assert first["header"] == second["header"]
+    assert torch.equal(first["noise"], second["noise"]) and torch.equal(first["labels"], second["labels"])
+    for name in ("image", "states"):
+        assert (to_uint8(first[name]).int() - to_uint8(second[name]).int()).abs().max() <= 1
+
+
+def test_a_set_grows_and_keeps_what_it_has(generate, tmp_path):
+    generate("grown", num_pairs=20)
+    small = read_shard(tmp_path / "grown" / "pairs_00000.pt")["image"].clone()
+    generate("grown", num_pairs=40)
+    generate("whole", num_pairs=40)
+    assert folder_contents(tmp_path / "grown") == folder_contents(tmp_path / "whole")
+    assert torch.equal(read_shard(tmp_path / "grown" / "pairs_00000.pt")["image"][:16], small[:16])
+
+
+def test_another_recipe_is_refused_and_overwrites_nothing(generate, make_teacher, tmp_path):
+    generate()
+    before = folder_contents(tmp_path / "pairs")
+    assert "made with seed 0, not 1" in generate("pairs", "--seed", 1).error_line
+    assert "made with sampling" in generate("pairs", "--guidance-scale", 3).error_line
+    assert "made with teacher" in generate(teacher=make_teacher(seed=1)).error_line
+    assert folder_contents(tmp_path / "pairs") == before
+
+
+def test_a_damaged_shard_is_named(generate, tmp_path):
+    generate()
+    path = tmp_path / "pairs" / "pairs_00000.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"pairs_00000.pt is not a readable file of noise pairs"):
+        PairSet(tmp_path / "pairs", CPU)
+    assert "not a readable" in generate().error_line
+
+
+def test_a_missing_shard_is_noticed(generate, tmp_path):
+    generate()
+    (tmp_path / "pairs" / "pairs_00000.pt").rename(tmp_path / "pairs" / "pairs_00001.pt")
+    with pytest.raises(UserError, match=r"lacks pairs before pairs_00001.pt"):
+        PairSet(tmp_path / "pairs", CPU)
+
+
+def test_held_out_pairs_train_nothing(generate, tmp_path):
+    generate()
+    pairs = PairSet(tmp_path / "pairs", CPU)
+    assert len(pairs) == 40 and pairs.held_out_count == 4 and pairs.training_count == 36
+    training = pairs.training_batch(torch.arange(36), torch.zeros(36, dtype=torch.bool)).noise
+    held_out = pairs.held_out().noise
+    distances = (training[:, None] - held_out[None]).flatten(2).norm(dim=2)
+    assert distances.min() > 10
+    assert torch.equal(torch.cat([held_out, training]), pairs.gather(torch.arange(40)).noise)
+
+
+def test_flips_mirror_the_whole_pair(generate, tmp_path):
+    generate()
+    pairs = PairSet(tmp_path / "pairs", CPU)
+    plain = pairs.training_batch(torch.tensor([0, 1]), torch.tensor([False, False]))
+    mirrored = pairs.training_batch(torch.tensor([0, 1]), torch.tensor([False, True]))
+    assert torch.equal(mirrored.path[0], plain.path[0])
+    assert torch.equal(mirrored.path[1], plain.path[1].flip(-1))
+
+
+def test_unguidable_and_unconditional_teachers(generate, make_teacher, tmp_path):
+    plain = make_teacher(label_dropout=0.0)
+    assert "label dropout" in generate("plain", "--guidance-scale", 2, teacher=plain).error_line
+    assert generate("plain", teacher=plain).status == 0
+    assert PairSet(tmp_path / "plain", CPU).settings.guidance_scale == 1
+    unconditional = make_teacher(config=dataclasses.replace(SMALL_CONFIG, num_classes=0))
+    assert generate("unconditional", teacher=unconditional).status == 0
+    assert PairSet(tmp_path / "unconditional", CPU).gather(torch.tensor([0])).labels is None
+
+
+def test_a_grid_that_misses_the_trajectory_times_is_refused(generate, tmp_path):
+    assert "divisible by 4" in generate("pairs", "--num-steps", 6).error_line
+    assert not (tmp_path / "pairs").exists()
+    assert generate("pairs", "--num-steps", 6, "--no-trajectory").status == 0
+    with pytest.raises(UserError, match=r"--trajectory"):
+        PairSet(tmp_path / "pairs", CPU).require_times(TRAJECTORY_TIMES)
+
+
+def test_a_student_cannot_make_pairs(generate, make_teacher, run_script, tmp_path):
+    teacher = make_teacher()
+    generate(teacher=teacher)
+    arguments = ("--teacher", teacher, "--pairs", tmp_path / "pairs", "--out", tmp_path / "student", "--batch-size", 4)
+    assert (
+        run_script("distill_student.py", *arguments, "--steps", 1, "--warmup-steps", 0, "--decay-steps", 0).status == 0
+    )
+    assert "pairs are made by a teacher" in generate(teacher=tmp_path / "student" / "student.safetensors").error_line

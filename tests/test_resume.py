@@ -1,0 +1,173 @@
+"""A run that was killed and run again ends bit-identical to one that was never stopped: every stage that takes time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, folder_contents
+
+from common.files import sha256
+
+STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
+STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
+
+
+def start(script, *arguments) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+def wait_for(condition, process, seconds=60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+def logged_steps(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
+    distillation = ("--teacher", teacher, "--pairs", pairs, *STEPS)
+    data = ("--preset", "tiny", *STEPS)
+    return {
+        "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
+        "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
+        "one_step": ("distill_student.py", *distillation),
+        "four_step": ("four_step_student.py", *distillation),
+    }
+
+
+@pytest.fixture
+def commands(make_teacher, run_script, image_folder, tmp_path):
+    teacher, pairs = make_teacher(), tmp_path / "pairs"
+    run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
+    return training_commands(teacher, pairs, image_folder)
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    for name in ("teacher.safetensors", "student.safetensors", "four_step.safetensors"):
+        assert (first / name).is_file() == (second / name).is_file()
+        if (first / name).is_file():
+            assert sha256(first / name) == sha256(second / name)
+    losses = []
+    for folder in (first, second):
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([(record["step"], record["loss"]) for record in records if "loss" in record])
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == list(range(1, 25))
+
+
+@pytest.mark.parametrize("stage", ["teacher", "reflow", "one_step", "four_step"])
+def test_a_stopped_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp_path):
+    """Stopped after 7 steps by Ctrl-C, as the user does it; saved then, though no save was due."""
+    script, *arguments = commands[stage]
+    unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
+    assert run_script(script, *arguments, "--out", unbroken).status == 0
+
+    import common.training
+
+    train_step, count = common.training.Trainer._train_step, 0
+
+    def interrupting(trainer):
+        nonlocal count
+        count += 1
+        if count == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(trainer)
+
+    common.training.Trainer._train_step = interrupting
+    try:
+        result = run_script(script, *arguments, "--out", stopped)
+    finally:
+        common.training.Trainer._train_step = train_step
+    assert result.status == 130 and "step 7 of 24" in result.out
+    assert run_script(script, *arguments, "--out", stopped).status == 0
+    assert_equal_runs(unbroken, stopped)
+
+    before = folder_contents(stopped)
+    again = run_script(script, *arguments, "--out", stopped)
+    assert again.status == 0 and "is finished" in again.out
+    assert folder_contents(stopped) == before
+
+
+def test_a_terminated_and_a_killed_run_end_like_an_unbroken_one(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    assert run_script(script, *arguments, "--out", unbroken).status == 0
+
+    process = start(script, *arguments, "--out", killed)
+    wait_for(lambda: logged_steps(killed) >= 3, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, output
+    assert (killed / "training_state.pt").is_file()
+
+    # Killed without warning, it has what was saved last, and the metrics since then are forgotten.
+    process = start(script, *arguments, "--out", killed)
+    steps = logged_steps(killed)
+    wait_for(lambda: logged_steps(killed) > steps, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert run_script(script, *arguments, "--out", killed).status == 0
+    assert_equal_runs(unbroken, killed)
+
+
+def test_a_killed_pair_generator_goes_on_with_the_shards_that_it_has(make_teacher, run_script, tmp_path):
+    arguments = ("--teacher", make_teacher(), "--num-pairs", 1100, "--solver", "euler", "--num-steps", 4)
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    assert run_script("generate_noise_dataset.py", *arguments, "--out", unbroken).status == 0
+    first = killed / "pairs_00000.pt"
+    process = start("generate_noise_dataset.py", *arguments, "--out", killed)
+    wait_for(first.is_file, process)
+    process.kill()
+    process.communicate(timeout=60)
+    written = first.stat().st_mtime_ns
+    assert run_script("generate_noise_dataset.py", *arguments, "--out", killed).status == 0
+    assert first.stat().st_mtime_ns == written
+    for name in ("pairs_00000.pt", "pairs_00001.pt"):
+        assert sha256(unbroken / name) == sha256(killed / name)
+
+
+def test_a_time_limit_pauses_and_a_decay_can_be_started_later(commands, run_script, tmp_path):
+    """A trunk at constant rate, prolonged by a decay, and the same decay branched into another folder."""
+    script, *arguments = commands["teacher"]
+    trunk = ("--steps", 10, "--decay-steps", 0)
+    paused = run_script(script, *arguments, *trunk, "--max-minutes", 1e-5, "--out", tmp_path / "trunk")
+    assert paused.status == 0 and "paused" in paused.out
+    run_script(script, *arguments, *trunk, "--out", tmp_path / "trunk")
+    decay = ("--steps", 16, "--decay-steps", 6)
+    branch = ("--branch-from", tmp_path / "trunk", "--out", tmp_path / "branch")
+    assert run_script(script, *arguments, *decay, *branch).status == 0
+    assert run_script(script, *arguments, *decay, "--out", tmp_path / "trunk").status == 0
+    assert sha256(tmp_path / "branch" / "teacher.safetensors") == sha256(tmp_path / "trunk" / "teacher.safetensors")
+    late = run_script(script, *arguments, "--steps", 20, "--decay-steps", 10, "--out", tmp_path / "trunk")
+    assert "would have begun before step 16" in late.error_line
+    assert (
+        "more than --steps 12" in run_script(script, *arguments, "--steps", 12, "--out", tmp_path / "trunk").error_line
+    )
+
+
+def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
+    before = folder_contents(tmp_path / "run")
+    result = run_script(script, *arguments, "--out", tmp_path / "run", "--learning-rate", 0.5)
+    assert "was made with --learning-rate 0.002, not 0.5" in result.error_line
+    assert folder_contents(tmp_path / "run") == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    result = run_script(script, *arguments, "--learning-rate", "1e30", "--warmup-steps", 0, "--out", tmp_path / "run")
+    assert "the loss is not finite at step" in result.error_line
+    assert not (tmp_path / "run" / "teacher.safetensors").exists()
+    assert not (tmp_path / "run" / "training_state.pt").exists()

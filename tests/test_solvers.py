@@ -1,0 +1,87 @@
+"""Solvers against the rectified flow between two Gaussians, whose velocity and flow map have closed forms.
+
+With x0 ~ N(0, 1) and x1 ~ N(m, s^2) independent, x_t ~ N(t m, V_t) with V_t = (1 - t)^2 + t^2 s^2, so that
+
+    v(x, t) = m + (t s^2 - (1 - t)) / V_t (x - t m)        and        x_t = t m + sqrt(V_t) x_0.
+"""
+
+import math
+
+import pytest
+import torch
+
+from common.solvers import FIXED_STEP_SOLVERS, grid_index, integrate
+
+MEAN, SPREAD = 1.5, 0.5
+
+
+def variance(t):
+    return (1 - t) ** 2 + (t * SPREAD) ** 2
+
+
+class GaussianVelocity:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x, t):
+        self.calls += 1
+        return MEAN + (t * SPREAD**2 - (1 - t)) / variance(t) * (x - t * MEAN)
+
+
+def flow_map(noise, t):
+    return t * MEAN + math.sqrt(variance(t)) * noise
+
+
+NOISE = torch.linspace(-2, 2, 9).double()
+
+
+def error(solver, num_steps):
+    return (integrate(GaussianVelocity(), NOISE, solver, num_steps)[0] - flow_map(NOISE, 1.0)).abs().max().item()
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 3), ("heun", 2), ("rk4", 4)])
+def test_order_of_convergence_on_the_gaussian_flow(solver, order):
+    """The midpoint rule does better than its order here: V_t is quadratic in t, and its leading error term vanishes."""
+    measured = math.log2(error(solver, 128) / error(solver, 256))
+    assert measured == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+def test_order_of_convergence_on_the_logistic_equation(solver, order):
+    """dx/dt = x (1 - x), whose solution is 1 / (1 + (1/x0 - 1) e^{-t})."""
+    start = torch.linspace(0.1, 0.4, 5).double()
+    exact = 1 / (1 + (1 / start - 1) * math.exp(-1))
+    errors = [(integrate(lambda x, t: x * (1 - x), start, solver, n)[0] - exact).abs().max().item() for n in (32, 64)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(("solver", "calls_per_step"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+def test_velocity_calls(solver, calls_per_step):
+    velocity = GaussianVelocity()
+    integrate(velocity, NOISE, solver, 7)
+    assert velocity.calls == 7 * calls_per_step
+
+
+def test_adaptive_solver_reaches_its_tolerance():
+    assert error("dopri5", 1) < 1e-4
+
+
+@pytest.mark.parametrize("solver", [*FIXED_STEP_SOLVERS, "dopri5"])
+def test_kept_states_lie_on_the_trajectory(solver):
+    times = (0.25, 0.5, 0.75)
+    _, states = integrate(GaussianVelocity(), NOISE, solver, 400, keep_times=times)
+    for time, state in zip(times, states, strict=True):
+        torch.testing.assert_close(state, flow_map(NOISE, time), atol=1e-2, rtol=0)
+
+
+def test_a_time_that_is_not_on_the_grid_is_refused():
+    assert grid_index(0.75, 20) == 15
+    assert grid_index(0.75, 18) is None
+    with pytest.raises(ValueError, match="18 equal steps"):
+        integrate(GaussianVelocity(), NOISE, "euler", 18, keep_times=(0.75,))
+
+
+def test_progress_is_reported_after_every_step():
+    seen = []
+    integrate(GaussianVelocity(), NOISE, "heun", 4, on_step=lambda t, x: seen.append(t))
+    assert seen == [0.25, 0.5, 0.75, 1.0]

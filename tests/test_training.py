@@ -1,0 +1,81 @@
+"""The parts of the training loop: schedule, EMA, data order; and that the loss learns the closed form."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from common import flow
+from common.data import EpochOrder
+from common.training import ema_update, learning_rate_factor
+from common.unet import UNet, UNetConfig
+
+
+def test_learning_rate_warms_up_stays_and_decays_to_zero():
+    factors = [learning_rate_factor(step, warmup_steps=4, steps=20, decay_steps=5) for step in range(20)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:16] == [1.0] * 12
+    assert factors[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert learning_rate_factor(20, 4, 20, 5) == 0
+
+
+def test_prolonging_a_run_without_decay_changes_none_of_its_rates():
+    short = [learning_rate_factor(step, 4, 10, 0) for step in range(10)]
+    assert short == [learning_rate_factor(step, 4, 30, 10) for step in range(10)]
+
+
+def test_ema_equals_a_plain_loop():
+    model = torch.nn.Linear(3, 2)
+    ema = AveragedModel(model, multi_avg_fn=ema_update(0.9))
+    expected = None
+    for count in range(30):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        ema.update_parameters(model)
+        decay = min(0.9, (1 + count) / (10 + count))
+        expected = model.weight.clone() if expected is None else decay * expected + (1 - decay) * model.weight
+        torch.testing.assert_close(ema.module.weight, expected)
+
+
+def test_every_epoch_visits_every_sample_once_whatever_the_batch_size():
+    order = EpochOrder(10, 4, seed=0)
+    visited = torch.cat([order.indices(step) for step in range(10)]).tolist()
+    epochs = [visited[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert torch.equal(EpochOrder(10, 4, seed=0).indices(7), order.indices(7))
+    assert torch.cat([EpochOrder(3, 8, seed=0).indices(step) for step in range(3)]).bincount().tolist() == [8, 8, 8]
+
+
+def test_the_loss_learns_the_velocity_between_two_gaussians():
+    """Images of independent pixels N(m, s^2): the network must find the closed form of `test_solvers`, per pixel."""
+    mean, spread, size = 0.5, 0.5, 4
+    torch.manual_seed(0)
+    config = UNetConfig(image_size=size, patch_size=1, widths=(32,), attention_levels=(), embedding_width=32)
+    model = UNet(config)
+    steps = 500
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(count):
+        noise = torch.randn(count, 3, size, size, generator=generator)
+        image = mean + spread * torch.randn(count, 3, size, size, generator=generator)
+        t = flow.sample_times("uniform", count, generator, torch.device("cpu"))
+        return noise, image, t
+
+    for _ in range(steps):
+        noise, image, t = draw(128)
+        loss = F.mse_loss(model(flow.interpolate(noise, image, t), t), flow.target_velocity(noise, image))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+    noise, image, t = draw(1000)
+    x, time = flow.interpolate(noise, image, t), t[:, None, None, None]
+    variance = (1 - time) ** 2 + (time * spread) ** 2
+    exact = mean + (time * spread**2 - (1 - time)) / variance * (x - time * mean)
+    with torch.no_grad():
+        unexplained = F.mse_loss(model(x, t), exact) / exact.var()
+    assert unexplained < 0.03
