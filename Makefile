@@ -19,7 +19,8 @@ install: .venv/installed
 # All four stages and the comparison, small, on drawn shapes. A second run finds everything done and compares again.
 demo: install
 	$(BIN)/python teacher_rectified_flow.py --preset tiny --data shapes --out demo/teacher
-	$(BIN)/python generate_noise_dataset.py --teacher demo/teacher/teacher.safetensors --num-pairs 2560 --out demo/noise_pairs
+	$(BIN)/python generate_noise_dataset.py --teacher demo/teacher/teacher.safetensors --num-pairs 2560 --num-steps 12 \
+		--out demo/noise_pairs
 	$(BIN)/python distill_student.py --teacher demo/teacher/teacher.safetensors --pairs demo/noise_pairs --out demo/one_step \
 		--batch-size 64 --learning-rate 1e-3 --steps 800 --warmup-steps 50 --decay-steps 400 --ema-decay 0.99 --evaluate-every 400
 	$(BIN)/python four_step_student.py --teacher demo/teacher/teacher.safetensors --pairs demo/noise_pairs --out demo/four_step \

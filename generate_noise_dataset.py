@@ -12,7 +12,6 @@ Full    python generate_noise_dataset.py --num-pairs 100000
 import argparse
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from common import command_line
@@ -21,7 +20,7 @@ from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.files import save_tensor_file
 from common.noise import BLOCK_SIZE
-from common.pairs import FORMAT, SHARD_SIZE, TRAJECTORY_TIMES, existing_count, shard_path
+from common.pairs import FORMAT, SHARD_SIZE, TRAJECTORY_TIMES, existing_count, shard_path, shard_tensors
 from common.sampling import TEACHER_SETTINGS, draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS, grid_index
 from common.unet import count_forward_flop
@@ -105,19 +104,6 @@ def main() -> None:
             save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
 
     print(f"{args.out} holds {args.num_pairs:,} pairs of {args.teacher}: {settings.describe()}, {precision.name}")
-
-
-def shard_tensors(batches: list) -> dict[str, torch.Tensor]:
-    """fp16 tensors of a shard, (n, C, H, W) and for the states (n, times, C, H, W)."""
-    tensors = {
-        "noise": torch.cat([batch.noise for batch in batches]).half(),
-        "image": torch.cat([batch.images for batch in batches]).half(),
-    }
-    if batches[0].states:
-        tensors["states"] = torch.cat([torch.stack(batch.states, dim=1) for batch in batches]).half()
-    if batches[0].labels is not None:
-        tensors["labels"] = torch.cat([batch.labels for batch in batches])
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 if __name__ == "__main__":

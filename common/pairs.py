@@ -19,7 +19,7 @@ from common.checkpoint import Checkpoint
 from common.data import flip
 from common.errors import UserError
 from common.files import read_tensor_file
-from common.sampling import SamplingSettings
+from common.sampling import Generated, SamplingSettings
 
 FORMAT = "noise-pairs/1"
 TRAJECTORY_TIMES = (0.25, 0.5, 0.75)
@@ -30,6 +30,19 @@ HELD_OUT_PAIRS = 512
 
 def shard_path(folder: Path, index: int) -> Path:
     return folder / f"pairs_{index:05d}.pt"
+
+
+def shard_tensors(batches: list[Generated]) -> dict[str, Tensor]:
+    """fp16 tensors of a shard, (n, C, H, W) and for the states (n, times, C, H, W)."""
+    tensors = {
+        "noise": torch.cat([batch.noise for batch in batches]).half(),
+        "image": torch.cat([batch.images for batch in batches]).half(),
+    }
+    if batches[0].states:
+        tensors["states"] = torch.cat([torch.stack(batch.states, dim=1) for batch in batches]).half()
+    if batches[0].labels is not None:
+        tensors["labels"] = torch.cat([batch.labels for batch in batches])
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_shard(path: Path) -> dict:

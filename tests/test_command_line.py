@@ -1,0 +1,296 @@
+"""Every script through its command line: what it writes, and that bad input is one clear line and changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, folder_contents
+from PIL import Image
+
+from common.checkpoint import load_checkpoint
+from common.images import to_uint8
+from common.pairs import PairSet
+from common.sampling import draw
+
+SHORT = (
+    "--steps",
+    6,
+    "--warmup-steps",
+    1,
+    "--decay-steps",
+    2,
+    "--batch-size",
+    8,
+    "--evaluate-every",
+    3,
+    "--log-every",
+    2,
+)
+TRAINING_SCRIPTS = ("teacher_rectified_flow.py", "distill_student.py", "four_step_student.py")
+SCRIPTS = (*TRAINING_SCRIPTS, "generate_noise_dataset.py", "sample.py")
+
+
+@pytest.fixture
+def pipeline(run_script, image_folder, tmp_path, monkeypatch):
+    """All four stages in a row, connected by the default paths, with the test's folder as the working folder."""
+    monkeypatch.chdir(tmp_path)
+    data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder)
+    results = [
+        run_script("teacher_rectified_flow.py", *data, *SHORT),
+        run_script("generate_noise_dataset.py", "--num-pairs", 40, "--num-steps", 4),
+        run_script("distill_student.py", *SHORT),
+        run_script("four_step_student.py", *SHORT),
+    ]
+    for result in results:
+        assert result.status == 0, result.err
+    return tmp_path
+
+
+MODELS = (
+    "checkpoints/teacher/teacher.safetensors",
+    "checkpoints/four_step/four_step.safetensors",
+    "checkpoints/one_step/student.safetensors",
+)
+
+
+def test_the_four_stages_and_the_comparison(pipeline, run_script):
+    for folder in ("teacher", "one_step", "four_step"):
+        run = pipeline / "checkpoints" / folder
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in records if "loss" in record] == [2, 4, 6]
+        assert {"held_out_loss", "held_out_error"} & set().union(*records)
+        assert records[-1]["training_flop"] > 0 and records[-1]["seconds"] > 0
+        for picture in ("loss.png", "previews/step_0000003.png", "previews/step_0000006.png"):
+            assert Image.open(run / picture).size[0] > 100
+        assert list((run / "tensorboard").iterdir())
+
+    teacher, four_step, one_step = (load_checkpoint(path) for path in MODELS)
+    assert (teacher.stage, four_step.stage, one_step.stage) == ("teacher", "four_step", "one_step")
+    assert one_step.header["teacher"] == four_step.header["teacher"] == teacher.sha256
+    assert one_step.header["pairs"]["sampling"]["num_steps"] == 4
+    for checkpoint in (teacher, four_step, one_step):
+        header = checkpoint.header
+        assert header["step"] == 6 and header["images_seen"] == 48 and header["training_flop"] > 1e9
+        assert header["class_names"][0] == "circle" and header["code_version"]
+
+    result = run_script("sample.py", "--compare", *MODELS, "--out", "figure.png", "--num-images", 20)
+    assert result.status == 0
+    table = [line.split() for line in result.out.splitlines()[2:5]]
+    assert [row[0] for row in table] == ["teacher", "four-step", "one-step"]
+    assert "14" in table[0] and "4" in table[1] and "1" in table[2]  # NFE: Heun with 4 steps, 3 + 3 of them guided
+    assert Image.open("figure.png").size[0] > 1000
+
+
+def test_the_held_out_report_is_that_of_its_definition(pipeline, run_script):
+    report = run_script("distill_student.py", *SHORT).out
+    student = load_checkpoint(MODELS[2])
+    pairs = PairSet(pipeline / "noise_pairs", torch.device("cpu")).held_out()
+    images = draw(student.model, pairs.noise, pairs.labels, student.settings).images
+    zero = torch.zeros(len(pairs))
+    with torch.no_grad():
+        expected = pairs.noise + student.model(pairs.noise, zero, pairs.labels)
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=1e-4)
+    error = (expected - pairs.image).square().mean().item()
+    printed = next(line for line in report.splitlines() if "student, 1 step" in line)
+    assert float(printed.split()[3]) == pytest.approx(error, rel=0.02)
+    assert "teacher, euler 2, guidance 2" in report
+
+
+def test_sampling_writes_what_was_asked_for(make_teacher, run_script, tmp_path):
+    teacher = make_teacher()
+    arguments = (
+        teacher,
+        "--num-images",
+        6,
+        "--seed",
+        4,
+        "--classes",
+        "heart",
+        2,
+        "--num-steps",
+        3,
+        "--precision",
+        "fp32",
+    )
+    assert run_script("sample.py", *arguments, "--out", tmp_path / "a.npz").status == 0
+    assert run_script("sample.py", *arguments, "--out", tmp_path / "b.npz").status == 0
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    saved = np.load(tmp_path / "a.npz")
+    assert saved["arr_0"].shape == (6, 32, 32, 3) and saved["arr_0"].dtype == np.uint8
+    assert saved["labels"].tolist() == [8, 2, 8, 2, 8, 2]
+    settings = json.loads(str(saved["settings"]))
+    assert settings["seed"] == 4 and settings["guidance_scale"] == 2.0 and settings["num_steps"] == 3
+
+    grid = run_script("sample.py", *arguments, "--out", tmp_path / "grid.png", "--columns", 3, "--enlarge", 2)
+    assert "6 images, seed 4" in grid.out
+    pixels = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert pixels.shape == (2 * (2 * 34 + 2), 2 * (3 * 34 + 2), 3)
+    assert np.array_equal(pixels[4:68:2, 4:68:2], saved["arr_0"][0])
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4", "dopri5"])
+def test_every_solver_samples_an_unconditional_model(solver, make_teacher, run_script, tmp_path):
+    from dataclasses import replace
+
+    from conftest import SMALL_CONFIG
+
+    teacher = make_teacher(config=replace(SMALL_CONFIG, num_classes=0))
+    out = tmp_path / "samples.npz"
+    arguments = (teacher, "--num-images", 2, "--solver", solver, "--num-steps", 2, "--out", out)
+    assert run_script("sample.py", *arguments).status == 0
+    assert np.load(out)["labels"].tolist() == [-1, -1]
+
+
+def test_unconditional_training(run_script, image_folder, tmp_path):
+    data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder, "--unconditional")
+    assert run_script("teacher_rectified_flow.py", *data, *SHORT, "--out", tmp_path / "run").status == 0
+    assert load_checkpoint(tmp_path / "run" / "teacher.safetensors").class_names == []
+
+
+def test_reflow_starts_from_the_teacher(pipeline, run_script):
+    arguments = ("--preset", "tiny", "--pairs", "noise_pairs", "--time-distribution", "u-shaped", "--init", MODELS[0])
+    assert run_script("teacher_rectified_flow.py", *arguments, *SHORT, "--out", "reflow").status == 0
+    first = load_checkpoint("reflow/teacher.safetensors")
+    assert first.header["class_names"] == load_checkpoint(MODELS[0]).class_names
+
+
+def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, run_script):
+    assert (
+        run_script("distill_student.py", *SHORT, "--preset", "tiny", "--loss", "pseudo-huber", "--out", "s").status == 0
+    )
+    assert run_script("four_step_student.py", *SHORT, "--init", "s/student.safetensors", "--out", "f").status == 0
+    assert run_script("four_step_student.py", *SHORT, "--own-share", 0, "--out", "teacher_states_only").status == 0
+    assert run_script("four_step_student.py", *SHORT, "--own-share", 1, "--out", "own_states_only").status == 0
+
+
+def test_a_student_that_starts_from_its_teacher_keeps_its_weights_at_first(pipeline, run_script):
+    run_script(
+        "distill_student.py",
+        *SHORT[2:],
+        "--steps",
+        1,
+        "--warmup-steps",
+        0,
+        "--decay-steps",
+        0,
+        "--learning-rate",
+        1e-12,
+        "--out",
+        "s",
+    )
+    student, teacher = load_checkpoint("s/student.safetensors"), load_checkpoint(MODELS[0])
+    for name, value in teacher.model.state_dict().items():
+        torch.testing.assert_close(student.model.state_dict()[name], value, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_default(script):
+    process = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
+    assert process.returncode == 0 and "default" in process.stdout and "None" not in process.stdout
+
+
+BAD_NUMBERS = [
+    *(
+        (script, option, value)
+        for script in TRAINING_SCRIPTS
+        for option in ("--steps", "--batch-size")
+        for value in (0, -3)
+    ),
+    *((script, "--learning-rate", value) for script in TRAINING_SCRIPTS for value in (0, -1, "nan", "inf", "fast")),
+    ("teacher_rectified_flow.py", "--label-dropout", 1.5),
+    ("teacher_rectified_flow.py", "--preset", "huge"),
+    ("teacher_rectified_flow.py", "--val-fraction", -0.1),
+    ("four_step_student.py", "--own-share", 2),
+    ("generate_noise_dataset.py", "--num-pairs", 0),
+    ("generate_noise_dataset.py", "--num-steps", -4),
+    ("generate_noise_dataset.py", "--seed", -1),
+    ("sample.py", "--num-images", 0),
+    ("sample.py", "--solver", "magic"),
+]
+
+
+@pytest.mark.parametrize(("script", "option", "value"), BAD_NUMBERS)
+def test_impossible_values_are_refused_in_one_line(script, option, value, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run_script(script, *(["model.safetensors"] if script == "sample.py" else []), option, value)
+    assert result.status == 2 and option in result.error_line
+    assert not folder_contents(tmp_path)
+
+
+def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_teacher, image_folder):
+    other = make_teacher(seed=9)
+    (pipeline / "cut.safetensors").write_bytes((pipeline / MODELS[0]).read_bytes()[:2000])
+    run_script("generate_noise_dataset.py", "--out", "short", "--num-pairs", 20, "--num-steps", 4, "--no-trajectory")
+    run_script("generate_noise_dataset.py", "--out", "few", "--num-pairs", 5, "--num-steps", 4)
+    data = ("--preset", "tiny", "--data", "folder", "--data-dir")
+    cases = [
+        (("sample.py", "missing.safetensors"), "there is no checkpoint at missing.safetensors"),
+        (("sample.py", "cut.safetensors"), "not a readable checkpoint"),
+        (("sample.py", "noise_pairs/pairs_00000.pt"), "not a readable checkpoint"),
+        (("sample.py", MODELS[0], "--classes", "unicorn"), "no class 'unicorn': choose from circle"),
+        (("sample.py", MODELS[0], "--classes", 10), "no class '10'"),
+        (("sample.py", MODELS[0], "--out", "picture.jpg"), "must end in .png or .npz"),
+        (("sample.py", MODELS[0], "--out", "cut.safetensors/picture.png"), "cannot write"),
+        (("sample.py", MODELS[0], "--guidance-interval", 0.9, 0.1), "guidance interval"),
+        (("sample.py", MODELS[0], "--device", "cuda:99"), "no device"),
+        (("sample.py", MODELS[2], "--num-steps", 9), "is a one_step student"),
+        (("sample.py", "--compare", MODELS[0], "missing"), "there is no checkpoint"),
+        (("generate_noise_dataset.py", "--teacher", "missing"), "there is no checkpoint"),
+        (("distill_student.py", "--teacher", other, *SHORT), "are of another teacher"),
+        (("distill_student.py", "--pairs", "nowhere", *SHORT), "no noise pairs in nowhere"),
+        (("distill_student.py", "--pairs", "few", "--out", "s", *SHORT), "make 10 or more"),
+        (("distill_student.py", "--init", other, "--out", "s", *SHORT), "another network"),
+        (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "do not hold the trajectory"),
+        (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 1), "too small for --own-share"),
+        (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
+        (
+            ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--val-fraction", 1),
+            "no images to train",
+        ),
+        (("teacher_rectified_flow.py", "--pairs", "nowhere", *SHORT), "no noise pairs in nowhere"),
+        (("teacher_rectified_flow.py", *data, image_folder, *SHORT, "--steps", 2), "do not fit into 2 steps"),
+        (
+            ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--branch-from", "x"),
+            "no training state",
+        ),
+    ]
+    before = folder_contents(pipeline)
+    for command, message in cases:
+        result = run_script(*command)
+        assert result.status == 1 and message in result.error_line, (command, result.err)
+        after = folder_contents(pipeline)
+        assert after == before, command
+
+
+def test_an_interrupted_sampler_leaves_in_order(make_teacher, tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "sample.py",
+        make_teacher(),
+        "--num-images",
+        "100000",
+        "--out",
+        tmp_path / "many.npz",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while "sampling" not in process.stderr.readline(200):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in rest
+    assert not (tmp_path / "many.npz").exists()
+
+
+def test_samples_are_the_same_in_uint8_by_every_way(make_teacher, run_script, tmp_path):
+    """`sample.py` draws what the library draws: the same noise, labels and rounding."""
+    from common.sampling import draw_blocks
+
+    teacher = load_checkpoint(make_teacher())
+    run_script("sample.py", teacher.path, "--num-images", 5, "--precision", "fp32", "--out", tmp_path / "a.npz")
+    (batch,) = draw_blocks(teacher.model, 0, 0, 5, range(10), teacher.settings)
+    expected = to_uint8(batch.images).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], expected)

@@ -1,0 +1,94 @@
+"""Every command in the README runs, and its file tree is the folder's."""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOT_RUN = "<!-- parsed by the tests, not run -->\n"
+
+SMOKE = {
+    "generate_noise_dataset.py": ("--num-pairs", 20, "--num-steps", 4),
+    "sample.py": ("--num-images", 4),
+}
+"""Appended to a README command, so that it takes seconds; the last value of an option counts."""
+
+SMOKE_TRAINING = ("--warmup-steps", 0, "--batch-size", 4, "--evaluate-every", 2, "--max-minutes", 1)
+
+
+def readme_commands(marked_not_run: bool) -> list[list[str]]:
+    commands = []
+    for marker, block in re.findall(rf"({re.escape(NOT_RUN)})?```bash\n(.*?)```", README, flags=re.DOTALL):
+        if bool(marker) == marked_not_run:
+            lines = block.replace("\\\n", " ").strip().splitlines()
+            commands += [shlex.split(line) for line in lines]
+    return commands
+
+
+def smoke_arguments(script: str, arguments: list[str]) -> tuple:
+    if script in SMOKE:
+        return SMOKE[script]
+    if "--branch-from" in arguments:
+        return (*SMOKE_TRAINING, "--steps", 3, "--decay-steps", 1)
+    return (*SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0)
+
+
+def test_every_command_runs(run_script, image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(image_folder, tmp_path / "data" / "train")
+    shutil.copytree(ROOT / "checkpoints" / "pretrained", tmp_path / "checkpoints" / "pretrained")
+    seen = set()
+    for command in readme_commands(marked_not_run=False):
+        if command[0] == "python":
+            script, *arguments = command[1:]
+            seen.add(script)
+            arguments = expand_braces(arguments)
+            result = run_script(script, *arguments, *smoke_arguments(script, arguments))
+            assert result.status == 0, (command, result.err)
+        elif command[0] == "make":
+            subprocess.run(["make", "--dry-run", *command[1:]], cwd=ROOT, check=True, capture_output=True)
+        else:
+            # The app has tests of its own; the environment is the one that this runs in.
+            assert command in (["streamlit", "run", "app.py"], ["source", ".venv/bin/activate"])
+    assert seen == {path.name for path in ROOT.glob("*.py")} - {"app.py"}
+
+
+def expand_braces(arguments: list[str]) -> list[str]:
+    """a/{b,c}.d as the shell expands it."""
+    expanded = []
+    for argument in arguments:
+        match = re.fullmatch(r"(.*)\{(.*)\}(.*)", argument)
+        expanded += [match[1] + part + match[3] for part in match[2].split(",")] if match else [argument]
+    return expanded
+
+
+def test_commands_that_want_a_gpu_parse(monkeypatch):
+    commands = readme_commands(marked_not_run=True)
+    assert len(commands) == 4
+    for python, script, *arguments in commands:
+        assert python == "python"
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        args = runpy.run_path(str(ROOT / script))["parse_args"]()
+        assert args.device == "auto"
+
+
+def test_the_file_tree_is_that_of_the_folder():
+    tree = re.search(r"## Files\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
+    top = {line.split()[0].rstrip("/") for line in tree.splitlines() if not line.startswith(" ")}
+    package = {line.split()[0] for line in tree.splitlines() if line.startswith("    ")}
+    assert package == {path.name for path in (ROOT / "common").glob("*.py")} - {"__init__.py"}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    folders = {name.split("/")[0] for name in tracked if "/" in name} - {".ci", "checkpoints"}
+    files = {name for name in tracked if "/" not in name} - {"README.md", ".gitignore"}
+    assert top == files | folders | {"checkpoints/pretrained"}
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_pictures_and_local_links_exist(link):
+    assert (ROOT / link).is_file()
