@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.files import atomic_write
 from common.images import enlarged, image_grid, save_picture, to_uint8
 from common.noise import BLOCK_SIZE
-from common.sampling import SamplingSettings, draw_blocks
+from common.sampling import SamplingSettings, balanced_labels, draw_blocks
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,16 +58,18 @@ def main() -> None:
     classes = chosen_classes(args.classes, checkpoint)
     batches = draw_blocks(checkpoint.model, args.seed, 0, args.num_images, classes, settings, precision=precision)
     blocks = -(-args.num_images // BLOCK_SIZE)
-    generated = list(tqdm(batches, total=blocks, desc="sampling", unit="batch", disable=blocks == 1))
-    images = torch.cat([batch.images for batch in generated]).cpu()
+    pieces, calls = [], 0
+    for batch in tqdm(batches, total=blocks, desc="sampling", unit="batch", disable=blocks == 1):
+        pieces.append(batch.images.cpu())
+        calls += batch.network_calls * len(batch.images)
+    images = torch.cat(pieces)
     if args.out.suffix == ".npz":
-        labels = torch.cat([batch.labels for batch in generated]).cpu() if classes else torch.full((len(images),), -1)
+        labels = balanced_labels(classes, 0, len(images)) if classes else torch.full((len(images),), -1)
         description = {"checkpoint": checkpoint.sha256, "seed": args.seed, **settings.to_dict()}
         save_npz(args.out, images, labels, description)
     else:
         save_picture(enlarged(image_grid(images, args.columns), args.enlarge), args.out)
-    calls = sum(batch.network_calls * len(batch.images) for batch in generated) / len(images)
-    print(f"{args.out}: {len(images)} images, seed {args.seed}, {settings.describe()}, NFE {calls:g}")
+    print(f"{args.out}: {len(images)} images, seed {args.seed}, {settings.describe()}, NFE {calls / len(images):g}")
 
 
 def compare(args: argparse.Namespace, precision: Precision) -> None:

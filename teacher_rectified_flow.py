@@ -24,7 +24,8 @@ from common.presets import NETWORKS, TEACHER_RECIPES
 from common.previews import preview_grid
 from common.sampling import SamplingSettings
 from common.sources import ImageSource, PairSource
-from common.training import Trainer, add_training_arguments, step_generator
+from common.training import Trainer, step_generator
+from common.training_arguments import add_training_arguments
 from common.unet import UNet
 
 PREVIEW_SETTINGS = SamplingSettings(solver="euler", num_steps=20)

@@ -1,5 +1,6 @@
 """Models side by side from the same noise: what each makes of it, at what cost, and how close it is to the teacher."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,10 @@ def draw_column(
 
 
 def comparison_table(columns: list[Column]) -> str:
-    """Parameters, size, NFE, time, and the fidelity of each column to the first teacher, as aligned text."""
+    """Parameters, size, NFE, time, and the fidelity of each student to its teacher, as aligned text.
+
+    A student of another teacher, or without its teacher among the columns, has no fidelity.
+    """
     teacher = next((column for column in columns if not column.checkpoint.is_student), None)
     header = ("model", "parameters", "MB", "NFE", "s/image", "speed-up", "MSE to teacher", "of variance")
     rows = [header]
@@ -69,9 +73,10 @@ def comparison_table(columns: list[Column]) -> str:
         speed_up, error, share = "", "", ""
         if teacher:
             speed_up = f"{teacher.seconds_per_image / column.seconds_per_image:.1f}x"
+        if teacher and column.checkpoint.header.get("teacher") == teacher.checkpoint.sha256:
             mse = mean_squared(column.images, teacher.images).item()
             variance = variance_around_class_mean(teacher.images, teacher.labels)
-            error, share = f"{mse:.4f}", f"{mse / variance:.1%}"
+            error, share = f"{mse:.4f}", "" if math.isnan(variance) else f"{mse / variance:.1%}"
         size = column.checkpoint.path.stat().st_size / 1e6
         cost = (f"{column.network_calls:g}", f"{column.seconds_per_image:.4f}", speed_up)
         rows.append((column.name, f"{count_values(column.checkpoint.model):,}", f"{size:.2f}", *cost, error, share))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +139,11 @@ def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:
     if cache.is_file():
         return ImageData(load_file(cache)["images"], labels, folder.classes)
     images = _decode([Path(name) for name, _ in folder.samples], image_size, crop)
-    with atomic_write(cache) as temporary:
-        save_file({"images": images}, temporary)
+    try:
+        with atomic_write(cache) as temporary:
+            save_file({"images": images}, temporary)
+    except UserError as error:
+        print(f"the decoded images are not cached: {error}", file=sys.stderr)
     return ImageData(images, labels, folder.classes)
 
 

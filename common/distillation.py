@@ -17,7 +17,8 @@ from common.pairs import PairBatch, PairSet, random_flips
 from common.presets import NETWORKS, STUDENT_RECIPE
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw
-from common.training import Trainer, add_training_arguments
+from common.training import Trainer
+from common.training_arguments import add_training_arguments
 from common.unet import UNet
 
 

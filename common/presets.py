@@ -1,6 +1,6 @@
 """Networks and training recipes by name."""
 
-from common.training import Recipe
+from common.training_arguments import Recipe
 from common.unet import UNetConfig
 
 NETWORKS = {

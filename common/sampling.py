@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from common.device import Precision
 from common.errors import UserError
 from common.noise import BLOCK_SIZE, sample_noise
 from common.solvers import SOLVERS, integrate
@@ -98,10 +99,10 @@ def draw(
     labels: Tensor | None,
     settings: SamplingSettings,
     keep_times: Sequence[float] = (),
-    precision=None,
+    precision: Precision | None = None,
     on_step: Callable[[float, Tensor], None] | None = None,
 ) -> Generated:
-    """Integrates noise (N, C, H, W) to images on the device of `model`. `precision`: see `common.device.Precision`."""
+    """Integrates noise (N, C, H, W) to images on the device of `model`. Without `precision`, in fp32."""
     device = next(model.parameters()).device
     noise = noise.to(device).contiguous(memory_format=torch.channels_last)
     labels = None if labels is None else labels.to(device)
@@ -119,7 +120,7 @@ def draw_blocks(
     classes: Sequence[int],
     settings: SamplingSettings,
     keep_times: Sequence[float] = (),
-    precision=None,
+    precision: Precision | None = None,
     batch_size: int = BLOCK_SIZE,
     stream: str = "samples",
 ) -> Iterator[Generated]:

@@ -6,11 +6,9 @@ step, so the step is all that has to be remembered of it.
 """
 
 import argparse
-import signal
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,88 +19,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
 from common.device import Precision
 from common.errors import UserError
 from common.files import read_tensor_file, save_tensor_file
 from common.images import save_picture
 from common.noise import derive_seed
+from common.optimisation import ema_update, learning_rate_factor
 from common.run_log import RunLog, draw_loss_curve
+from common.stopping import StopRequest
+from common.training_arguments import MAY_CHANGE_ON_RESUME, check_schedule
 from common.unet import UNet
 
 STATE_FILE = "training_state.pt"
-
-MAY_CHANGE_ON_RESUME = {
-    *("out", "data_dir", "steps", "decay_steps", "max_minutes", "save_minutes", "log_every", "evaluate_every"),
-    *("device", "precision", "compile", "teacher", "pairs", "init", "branch_from"),
-}
-"""Arguments that say how long or where a run goes on; all others say what it is, and are kept with it."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Defaults of the optimisation; a stage has one for each preset."""
-
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int
-    steps: int
-    decay_steps: int
-    ema_decay: float
-
-
-def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="samples in a step")
-    group.add_argument(
-        "--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="AdamW's, after the warm-up"
-    )
-    group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="AdamW's")
-    group.add_argument("--warmup-steps", type=COUNT_OR_ZERO, default=recipe.warmup_steps, help="linear warm-up from 0")
-    group.add_argument("--steps", type=COUNT, default=recipe.steps, help="steps in all; more prolongs a finished run")
-    group.add_argument(
-        "--decay-steps", type=COUNT_OR_ZERO, default=recipe.decay_steps, help="the last steps, with linear decay to 0"
-    )
-    group.add_argument("--gradient-clip", type=POSITIVE, default=1.0, help="largest norm of the gradient")
-    group.add_argument("--ema-decay", type=FRACTION, default=recipe.ema_decay, help="EMA of the weights, per step")
-    group.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of initialisation, order and noise")
-
-    group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, default=Path(out), help="folder of the run; the same command resumes it")
-    group.add_argument("--branch-from", type=Path, help="start from the training state of the run in this folder")
-    group.add_argument("--max-minutes", type=POSITIVE, help="pause after so many minutes; run again to go on")
-    group.add_argument("--save-minutes", type=POSITIVE, default=5.0, help="minutes between saves")
-    group.add_argument("--log-every", type=COUNT, default=50, help="steps between metrics")
-    group.add_argument("--evaluate-every", type=COUNT, default=1000, help="steps between held-out loss and preview")
-    group.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
-
-
-def check_schedule(args: argparse.Namespace) -> None:
-    if args.warmup_steps + args.decay_steps > args.steps:
-        raise UserError(
-            f"{args.warmup_steps} steps of warm-up and {args.decay_steps} of decay do not fit into {args.steps} steps"
-        )
-
-
-def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: int) -> float:
-    """Linear warm-up, constant rate, and over the last `decay_steps` a linear decay that is 0 after the last step."""
-    warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
-    decay = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
-    return min(warmup, decay)
-
-
-def ema_update(decay: float) -> Callable:
-    """The averaging step for `AveragedModel`: ema = d ema + (1 - d) weights.
-
-    d = min(decay, (1 + n) / (10 + n)) after n updates, so that a young average forgets the random start quickly.
-    """
-
-    @torch.no_grad()
-    def update(ema_parameters: list[Tensor], parameters: list[Tensor], num_averaged: Tensor) -> None:
-        count = int(num_averaged)
-        torch._foreach_lerp_(ema_parameters, parameters, 1 - min(decay, (1 + count) / (10 + count)))
-
-    return update
 
 
 class Trainer:
@@ -130,8 +58,8 @@ class Trainer:
         self.precision = precision
         self.weights_path = args.out / weights_name
         self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
-        self.identity = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE_ON_RESUME}
-        self.header = {**header, "arguments": self.identity}
+        identity = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE_ON_RESUME}
+        self.header = {"arguments": identity, **header}
 
         self.ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay))
         self.optimizer = torch.optim.AdamW(
@@ -244,17 +172,23 @@ class Trainer:
             return
         branching = not path.is_file()
         state = load_training_state(args.branch_from / STATE_FILE if branching else path)
-        differing = [key for key, value in self.identity.items() if state["arguments"].get(key) != value]
+        arguments, earlier = self.header["arguments"], state["header"]["arguments"]
+        differing = [key for key, value in arguments.items() if earlier.get(key) != value]
         if differing:
             key = differing[0]
             raise UserError(
                 f"the run in {args.branch_from if branching else args.out} was made with --{key.replace('_', '-')} "
-                f"{state['arguments'].get(key)}, not {self.identity[key]}: use the same value, or another --out"
+                f"{earlier.get(key)}, not {arguments[key]}: use the same value, or another --out"
             )
         if state["step"] > args.steps:
             raise UserError(f"{args.out} already has {state['step']} steps, more than --steps {args.steps}")
-        schedule = (args.steps, args.decay_steps)
-        if state["step"] > args.steps - args.decay_steps and state["schedule"] != list(schedule):
+        changed = [key for key, value in self.header.items() if state["header"].get(key) != value]
+        if changed:
+            raise UserError(
+                f"the run in {args.out} was made with another {changed[0].replace('_', ' ')}: use another --out"
+            )
+        schedule = [args.steps, args.decay_steps]
+        if state["step"] > args.steps - args.decay_steps and state["schedule"] != schedule:
             raise UserError(
                 f"a decay over the last {args.decay_steps} of {args.steps} steps would have begun before step "
                 f"{state['step']}, where {args.out} stands: raise --steps or lower --decay-steps"
@@ -273,7 +207,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "schedule": [args.steps, args.decay_steps],
-            "arguments": self.identity,
+            "header": self.header,
         }
         save_tensor_file(args.out / STATE_FILE, state)
         self._export()
@@ -289,7 +223,7 @@ class Trainer:
         }
         save_checkpoint(self.weights_path, self.ema_model, {**self.header, **totals})
 
-    def _report(self, stop: "StopRequest") -> int:
+    def _report(self, stop: StopRequest) -> int:
         args = self.args
         print(
             f"{self.weights_path}: step {self.step:,} of {args.steps:,}, {self.step * args.batch_size:,} images, "
@@ -301,31 +235,12 @@ class Trainer:
         return 128 + stop.signal_number if stop.signal_number else 0
 
 
-class StopRequest:
-    """True once the time is up or the process was asked to stop (Ctrl-C, SIGTERM): a loop can then save and leave."""
-
-    def __init__(self, max_minutes: float | None):
-        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
-        self.signal_number = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.signal_number) or time.monotonic() > self.deadline
-
-    def __enter__(self) -> "StopRequest":
-        self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, signal_number: int, frame) -> None:
-        self.signal_number = signal_number
-
-
 def load_training_state(path: Path) -> dict:
     state = read_tensor_file(path, "training state", torch.load, weights_only=True, map_location="cpu")
-    if not isinstance(state, dict) or not {"model", "ema", "optimizer", "step", "arguments"} <= state.keys():
+    if (
+        not isinstance(state, dict)
+        or not {"model", "ema", "optimizer", "step", "seconds", "schedule", "header"} <= state.keys()
+    ):
         raise UserError(f"{path} is not a training state of this project")
     return state
 

@@ -7,7 +7,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from common import flow
 from common.data import EpochOrder
-from common.training import ema_update, learning_rate_factor
+from common.optimisation import ema_update, learning_rate_factor
 from common.unet import UNet, UNetConfig
 
 

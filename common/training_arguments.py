@@ -1,0 +1,59 @@
+"""The command line of a training run, the same for every stage, and the recipes that fill it."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
+from common.errors import UserError
+
+MAY_CHANGE_ON_RESUME = {
+    *("out", "data_dir", "steps", "decay_steps", "max_minutes", "save_minutes", "log_every", "evaluate_every"),
+    *("device", "precision", "compile", "teacher", "pairs", "init", "branch_from"),
+}
+"""Arguments that say how long or where a run goes on; all others say what it is, and are kept with it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of the optimisation; a stage has one for each preset."""
+
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    steps: int
+    decay_steps: int
+    ema_decay: float
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="samples in a step")
+    group.add_argument(
+        "--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="AdamW's, after the warm-up"
+    )
+    group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="AdamW's")
+    group.add_argument("--warmup-steps", type=COUNT_OR_ZERO, default=recipe.warmup_steps, help="linear warm-up from 0")
+    group.add_argument("--steps", type=COUNT, default=recipe.steps, help="steps in all; more prolongs a finished run")
+    group.add_argument(
+        "--decay-steps", type=COUNT_OR_ZERO, default=recipe.decay_steps, help="the last steps, with linear decay to 0"
+    )
+    group.add_argument("--gradient-clip", type=POSITIVE, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--ema-decay", type=FRACTION, default=recipe.ema_decay, help="EMA of the weights, per step")
+    group.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of initialisation, order and noise")
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", type=Path, default=Path(out), help="folder of the run; the same command resumes it")
+    group.add_argument("--branch-from", type=Path, help="start from the training state of the run in this folder")
+    group.add_argument("--max-minutes", type=POSITIVE, help="pause after so many minutes; run again to go on")
+    group.add_argument("--save-minutes", type=POSITIVE, default=5.0, help="minutes between saves")
+    group.add_argument("--log-every", type=COUNT, default=50, help="steps between metrics")
+    group.add_argument("--evaluate-every", type=COUNT, default=1000, help="steps between held-out loss and preview")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
+
+
+def check_schedule(args: argparse.Namespace) -> None:
+    if args.warmup_steps + args.decay_steps > args.steps:
+        raise UserError(
+            f"{args.warmup_steps} steps of warm-up and {args.decay_steps} of decay do not fit into {args.steps} steps"
+        )
