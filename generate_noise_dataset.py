@@ -34,7 +34,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("noise_pairs"), help="folder of the shards")
     parser.add_argument("--num-pairs", type=command_line.COUNT, default=100_000, help="pairs in the whole set")
     parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
-    parser.add_argument("--batch-size", type=command_line.COUNT, default=BLOCK_SIZE, help="pairs integrated at a time")
+    parser.add_argument(
+        "--batch-size",
+        type=command_line.COUNT,
+        default=BLOCK_SIZE,
+        help="pairs integrated at a time; larger keeps a GPU busy",
+    )
     parser.add_argument(
         "--trajectory",
         action=argparse.BooleanOptionalAction,

@@ -105,18 +105,9 @@ class Distillation:
 
     def held_out_error(self, network: UNet, settings: SamplingSettings) -> float:
         """Mean squared error against the teacher's images, from the same noise, on pairs that trained nothing."""
-        images = torch.cat(
-            [
-                draw(network, noise, labels, settings, precision=self.precision).images
-                for noise, labels in self._held_out_batches()
-            ]
-        )
-        return mean_squared(images, self.held_out.image).item()
-
-    def _held_out_batches(self):
-        noise = self.held_out.noise.split(BLOCK_SIZE)
-        labels = self.held_out.labels.split(BLOCK_SIZE) if self.held_out.labels is not None else [None] * len(noise)
-        return zip(noise, labels, strict=True)
+        batches = [self.held_out[start : start + BLOCK_SIZE] for start in range(0, len(self.held_out), BLOCK_SIZE)]
+        drawn = [draw(network, batch.noise, batch.labels, settings, precision=self.precision) for batch in batches]
+        return mean_squared(torch.cat([batch.images for batch in drawn]), self.held_out.image).item()
 
     def held_out_report(self, student: UNet) -> str:
         """The student beside its teacher run with as many and with twice as many Euler steps, guided as the pairs."""

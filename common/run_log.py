@@ -45,12 +45,13 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def draw_loss_curve(records: list[dict], path: Path, title: str) -> None:
-    """Every quantity whose name ends in `loss` against the steps, as a PNG."""
+    """The training loss, and what was measured on held-out samples, against the steps, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    styles = {"loss": {"alpha": 0.6}, "held_out_loss": {"linestyle": "--", "marker": "o", "markersize": 4}}
+    held_out = {"linestyle": "--", "marker": "o", "markersize": 4}
+    styles = {"loss": {"alpha": 0.6}, "held_out_loss": held_out, "held_out_error": held_out}
     for name, style in styles.items():
         points = [(record["step"], record[name]) for record in records if name in record]
         if points:

@@ -82,42 +82,35 @@ class Trainer:
             self._export()
             print(f"{args.out} is finished: {self.step:,} steps. More --steps prolong it.")
             return 0
-        args.out.mkdir(parents=True, exist_ok=True)
         log = RunLog(args.out, self.step)
         stop = StopRequest(args.max_minutes)
         last_save = time.monotonic()
-        pending: list[Tensor] = []
-        window_start, window_seconds = self.step, self.seconds
         bar = tqdm(total=args.steps, initial=self.step, unit="step", desc=self.header["stage"], smoothing=0.05)
+        self._begin_window()
 
         with stop, bar:
             while self.step < args.steps and not stop:
-                tick = time.monotonic()
-                pending.append(self._train_step())
+                self.pending.append(self._train_step())
                 self.step += 1
-                self.seconds += time.monotonic() - tick
                 bar.update()
                 finished = self.step == args.steps
                 if self.step % args.log_every == 0 or finished:
-                    loss = self._mean_loss(pending)
-                    rate = (self.step - window_start) * args.batch_size / (self.seconds - window_seconds)
-                    window_start, window_seconds = self.step, self.seconds
-                    bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s")
-                    log.add(self.step, loss=loss, images_per_second=rate, **self._progress())
+                    metrics = self._close_window()
+                    bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s")
+                    log.add(self.step, **metrics, **self._progress())
                 if self.step % args.evaluate_every == 0 or finished:
                     log.add(self.step, **self._evaluate(), **self._progress())
                 if time.monotonic() - last_save > 60 * args.save_minutes:
-                    self._mean_loss(pending)
                     self._save()
                     last_save = time.monotonic()
 
-        self._mean_loss(pending)
         self._save()
         log.close()
         draw_loss_curve(log.records, args.out / "loss.png", f"{self.header['stage']} in {args.out.name}")
         return self._report(stop)
 
     def _train_step(self) -> Tensor:
+        """One step of the optimiser and of the average. Returns the loss and the gradient's norm as a tensor (2,)."""
         args = self.args
         factor = learning_rate_factor(self.step, args.warmup_steps, args.steps, args.decay_steps)
         for group in self.optimizer.param_groups:
@@ -127,32 +120,44 @@ class Trainer:
         with self.precision.autocast():
             loss = self.batch_loss(self.network, self.step)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), args.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.gradient_clip)
         self.optimizer.step()
         self.ema.update_parameters(self.model)
-        return loss.detach()
+        return torch.stack([loss.detach(), norm])
 
-    def _mean_loss(self, pending: list[Tensor]) -> float:
-        """The mean of the losses since the last call, which it forgets. Fetching them one by one would stall a GPU.
+    def _begin_window(self) -> None:
+        self.pending: list[Tensor] = []
+        self.window_began = time.monotonic()
 
-        Raises UserError where one of them is not finite; nothing has been saved since.
+    def _close_window(self) -> dict[str, float]:
+        """Looks at the steps since the last look, and begins a new window: looking at every step would stall a GPU.
+
+        Raises UserError where a loss or a gradient among them is not finite; none of these steps has been saved.
         """
-        losses = torch.stack(pending).float().cpu() if pending else torch.zeros(1)
-        finite = torch.isfinite(losses)
+        if not self.pending:
+            return {}
+        values = torch.stack(self.pending).float().cpu()  # waits for the device, so the time is that of finished steps
+        finite = torch.isfinite(values).all(dim=1)
         if not finite.all():
-            step = self.step - len(losses) + int(torch.nonzero(~finite)[0])
+            step = self.step - len(values) + int(torch.nonzero(~finite)[0])
             raise UserError(
-                f"the loss is not finite at step {step}; {self.args.out} is as it was last saved. "
+                f"the loss or its gradient is not finite at step {step}; {self.args.out} is as it was last saved. "
                 "Try a lower --learning-rate, or --precision fp32"
             )
-        pending.clear()
-        return losses.mean().item()
+        seconds = time.monotonic() - self.window_began
+        self.seconds += seconds
+        loss, norm = values.mean(dim=0).tolist()
+        rate = len(values) * self.args.batch_size / seconds
+        self._begin_window()
+        return {"loss": loss, "gradient_norm": norm, "images_per_second": rate}
 
     def _evaluate(self) -> dict[str, float]:
+        self._close_window()
         self.ema_model.eval()
         with torch.no_grad(), self.precision.autocast():
             metrics = self.evaluate(self.ema_model)
         save_picture(self.preview(self.ema_model), self.args.out / "previews" / f"step_{self.step:07d}.png")
+        self._begin_window()
         return metrics
 
     def _progress(self) -> dict[str, float]:
@@ -199,6 +204,8 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _save(self) -> None:
+        """Writes the training state and the EMA weights, once the steps that they hold are known to be finite."""
+        self._close_window()
         args = self.args
         state = {
             "model": self.model.state_dict(),
@@ -211,6 +218,7 @@ class Trainer:
         }
         save_tensor_file(args.out / STATE_FILE, state)
         self._export()
+        self._begin_window()
 
     def _export(self) -> None:
         """Writes the EMA weights, unless they are there already."""
