@@ -20,17 +20,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     The data reaches the disk before the name does, so a kill or a power cut at any moment leaves the old file or the
     new one. Missing parent folders are made. On an exception the temporary file is removed and `path` is as it was.
 
-    Raises UserError where the folder cannot be written to.
+    Raises UserError where the file cannot be written (no permission, a folder in its place, a full disk).
     """
     path = Path(path)
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+        os.close(descriptor)
+        temporary = Path(name)
         yield temporary
         # mkstemp makes files that only their owner may read; a finished file gets what the umask allows.
         umask = os.umask(0)
@@ -39,8 +37,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         flush_to_disk(temporary)
         os.replace(temporary, path)
         flush_to_disk(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

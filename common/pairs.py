@@ -25,7 +25,7 @@ FORMAT = "noise-pairs/1"
 TRAJECTORY_TIMES = (0.25, 0.5, 0.75)
 SHARD_SIZE = 1024
 HELD_OUT_PAIRS = 512
-"""The first pairs of every set train nothing; they stay the same when a set grows."""
+"""So many first pairs of a set, at most a tenth of it, train nothing; they stay the same when a large set grows."""
 
 
 def shard_path(folder: Path, index: int) -> Path:

@@ -32,6 +32,11 @@ class SamplingSettings:
         if not 0 <= low <= high <= 1:
             raise UserError(f"the guidance interval must satisfy 0 <= from <= to <= 1, not {low} ... {high}")
 
+    def guides_at(self, t: float) -> bool:
+        """Whether t lies in the guidance interval; its ends belong to it, whatever the rounding of a solver's times."""
+        low, high = self.guidance_interval
+        return low - 1e-9 <= t <= high + 1e-9
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -61,9 +66,8 @@ class GuidedVelocity:
         self.network_calls = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        low, high = self.settings.guidance_interval
         scale = self.settings.guidance_scale
-        if scale == 1 or not low <= t <= high:
+        if scale == 1 or not self.settings.guides_at(t):
             self.network_calls += 1
             return self.model(x, torch.full((len(x),), t, device=x.device), self.labels)
         self.network_calls += 2

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint import code_version, load_checkpoint, save_checkpoint
 from common.device import Precision
 from common.errors import UserError
 from common.files import read_tensor_file, save_tensor_file
@@ -28,7 +28,7 @@ from common.optimisation import ema_update, learning_rate_factor
 from common.run_log import RunLog, draw_loss_curve
 from common.stopping import StopRequest
 from common.training_arguments import MAY_CHANGE_ON_RESUME, check_schedule
-from common.unet import UNet
+from common.unet import UNet, count_values
 
 STATE_FILE = "training_state.pt"
 
@@ -60,6 +60,7 @@ class Trainer:
         self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
         identity = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE_ON_RESUME}
         self.header = {"arguments": identity, **header}
+        self.code_version = code_version()  # of the code that runs, whatever is committed meanwhile
 
         self.ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay))
         self.optimizer = torch.optim.AdamW(
@@ -82,6 +83,10 @@ class Trainer:
             self._export()
             print(f"{args.out} is finished: {self.step:,} steps. More --steps prolong it.")
             return 0
+        print(
+            f"{self.header['stage']}: {count_values(self.model):,} parameters, {self.flop_per_step:.3g} FLOP a step, "
+            f"{self.precision.device}, {self.precision.name}, from step {self.step:,} to {args.steps:,} in {args.out}"
+        )
         log = RunLog(args.out, self.step)
         stop = StopRequest(args.max_minutes)
         last_save = time.monotonic()
@@ -225,6 +230,7 @@ class Trainer:
         if self.weights_path.is_file() and load_checkpoint(self.weights_path).header["step"] == self.step:
             return
         totals = {
+            "code_version": self.code_version,
             "step": self.step,
             "images_seen": self.step * self.args.batch_size,
             "training_flop": self.step * self.flop_per_step,

@@ -1,6 +1,7 @@
 """Every script through its command line: what it writes, and that bad input is one clear line and changes nothing."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +227,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
     (pipeline / "cut.safetensors").write_bytes((pipeline / MODELS[0]).read_bytes()[:2000])
     run_script("generate_noise_dataset.py", "--out", "short", "--num-pairs", 20, "--num-steps", 4, "--no-trajectory")
     run_script("generate_noise_dataset.py", "--out", "few", "--num-pairs", 5, "--num-steps", 4)
+    (pipeline / "folder.png").mkdir()
     data = ("--preset", "tiny", "--data", "folder", "--data-dir")
     cases = [
         (("sample.py", "missing.safetensors"), "there is no checkpoint at missing.safetensors"),
@@ -235,6 +237,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("sample.py", MODELS[0], "--classes", 10), "no class '10'"),
         (("sample.py", MODELS[0], "--out", "picture.jpg"), "must end in .png or .npz"),
         (("sample.py", MODELS[0], "--out", "cut.safetensors/picture.png"), "cannot write"),
+        (("sample.py", MODELS[0], "--out", "folder.png"), "cannot write folder.png"),
         (("sample.py", MODELS[0], "--guidance-interval", 0.9, 0.1), "guidance interval"),
         (("sample.py", MODELS[0], "--device", "cuda:99"), "no device"),
         (("sample.py", MODELS[2], "--num-steps", 9), "is a one_step student"),
@@ -294,3 +297,13 @@ def test_samples_are_the_same_in_uint8_by_every_way(make_teacher, run_script, tm
     (batch,) = draw_blocks(teacher.model, 0, 0, 5, range(10), teacher.settings)
     expected = to_uint8(batch.images).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(run_script, image_folder, tmp_path):
+    data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder, "--precision", "fp32", *SHORT)
+    for name, options in (("eager", ()), ("compiled", ("--compile",))):
+        assert run_script("teacher_rectified_flow.py", *data, *options, "--out", tmp_path / name).status == 0
+    eager, compiled = (load_checkpoint(tmp_path / name / "teacher.safetensors") for name in ("eager", "compiled"))
+    for name, value in eager.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], value, atol=2e-3, rtol=1e-2)

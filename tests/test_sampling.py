@@ -35,7 +35,9 @@ def test_seeds_and_streams_give_unrelated_noise():
     assert derive_seed("a", 1, 2) != derive_seed("a", 2, 1)
 
 
-@pytest.mark.parametrize(("t", "guided"), [(0.0, False), (0.1, True), (0.5, True), (0.8, True), (0.9, False)])
+@pytest.mark.parametrize(
+    ("t", "guided"), [(0.0, False), (0.1, True), (0.5, True), (0.8, True), (0.7 + 0.1 + 1e-15, True), (0.9, False)]
+)
 def test_guidance_extrapolates_within_its_interval_and_counts_both_calls(t, guided):
     model, x, labels = random_network(), torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     velocity = GuidedVelocity(model, labels, SamplingSettings(guidance_scale=3.0, guidance_interval=(0.1, 0.8)))
