@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.comparison import Column, draw_column
+from common.comparison import Column, draw_column, require_comparable
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.images import enlarged, image_grid
@@ -42,7 +42,7 @@ def load_models(folder: Path) -> dict[str, Checkpoint]:
         try:
             models[name] = load_model(str(path), path.stat().st_mtime if path.is_file() else 0.0)
         except UserError as error:
-            st.error(f"{error}. `python {script}` makes this model.")
+            st.error(f"{error}. `python {script}` makes this model; copy its {name} into {folder}.")
     return models
 
 
@@ -80,6 +80,11 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "checkpoints" / "pretrained"
     models = load_models(folder)
     if not models:
+        return
+    try:
+        require_comparable(list(models.values()))
+    except UserError as error:
+        st.error(f"These models cannot be compared: {error}.")
         return
     class_names = next(iter(models.values())).class_names
     settings = settings_form(class_names)

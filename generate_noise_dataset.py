@@ -20,7 +20,16 @@ from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.files import save_tensor_file
 from common.noise import BLOCK_SIZE
-from common.pairs import FORMAT, SHARD_SIZE, TRAJECTORY_TIMES, existing_count, shard_path, shard_tensors
+from common.pairs import (
+    FORMAT,
+    SHARD_SIZE,
+    TRAJECTORY_TIMES,
+    existing_count,
+    read_shard,
+    shard_path,
+    shard_paths,
+    shard_tensors,
+)
 from common.sampling import TEACHER_SETTINGS, draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS, grid_index
 from common.unet import count_forward_flop
@@ -46,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         default=True,
         help=f"keep the states at t = {TRAJECTORY_TIMES}, which the four-step student needs",
     )
-    command_line.add_sampling_arguments(parser)
+    command_line.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
 
@@ -60,7 +69,7 @@ def main() -> None:
         raise UserError(f"{args.teacher} is a {teacher.stage} student: pairs are made by a teacher")
     settings = command_line.sampling_settings(args, teacher, TEACHER_SETTINGS)
     keep_times = TRAJECTORY_TIMES if args.trajectory else ()
-    if settings.solver in FIXED_STEP_SOLVERS and None in [grid_index(t, settings.num_steps) for t in keep_times]:
+    if None in [grid_index(t, settings.num_steps) for t in keep_times]:
         raise UserError(
             f"{settings.num_steps} steps do not pass through t = {keep_times}: "
             "choose --num-steps divisible by 4, or --no-trajectory"
@@ -108,7 +117,8 @@ def main() -> None:
             header = {"start": start, "count": count, "flop": network_calls * flop_per_call}
             save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
 
-    print(f"{args.out} holds {args.num_pairs:,} pairs of {args.teacher}: {settings.describe()}, {precision.name}")
+    held = sum(read_shard(path)["header"]["count"] for path in shard_paths(args.out))
+    print(f"{args.out} holds {held:,} pairs of {args.teacher}: {settings.describe()}, {precision.name}")
 
 
 if __name__ == "__main__":

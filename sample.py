@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common import command_line
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.comparison import comparison_table, draw_column, draw_comparison
+from common.comparison import comparison_table, draw_column, draw_comparison, require_comparable
 from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
 from common.files import atomic_write
@@ -35,7 +35,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("samples/samples.png"), help="file to write: .png or .npz")
     parser.add_argument("--num-images", type=command_line.COUNT, default=40, help="images of each model")
     parser.add_argument("--columns", type=command_line.COUNT, default=10, help="images in a row of the grid")
-    parser.add_argument("--enlarge", type=command_line.COUNT, default=1, help="pixels for a pixel of the PNG grid")
+    parser.add_argument(
+        "--enlarge",
+        type=command_line.bounded(int, low=1, high=32),
+        default=1,
+        help="pixels for a pixel of the PNG grid",
+    )
     parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
     command_line.add_sampling_arguments(parser)
@@ -77,16 +82,13 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     if args.out.suffix != ".png":
         raise UserError("--compare draws a figure: --out must end in .png")
     checkpoints = [load_checkpoint(path, precision.device) for path in args.compare]
-    first = checkpoints[0]
-    for other in checkpoints[1:]:
-        if (other.class_names, other.model.config.image_shape) != (first.class_names, first.model.config.image_shape):
-            raise UserError(f"{other.path} and {first.path} have different classes or image sizes")
+    require_comparable(checkpoints)
     pair_settings = {
         checkpoint.header["teacher"]: SamplingSettings(**checkpoint.header["pairs"]["sampling"])
         for checkpoint in checkpoints
         if checkpoint.is_student
     }
-    classes = chosen_classes(args.classes, first)
+    classes = chosen_classes(args.classes, checkpoints[0])
     columns = []
     for checkpoint in tqdm(checkpoints, desc="sampling", unit="model"):
         base = pair_settings.get(checkpoint.sha256, checkpoint.settings)
@@ -103,8 +105,8 @@ def chosen_classes(names: list[str] | None, checkpoint: Checkpoint) -> list[int]
         return list(range(len(checkpoint.class_names)))
     if not checkpoint.class_names:
         raise UserError(f"{checkpoint.path} is unconditional: it has no classes to choose from")
-    numbers = {name: number for number, name in enumerate(checkpoint.class_names)}
-    numbers.update({str(number): number for number in range(len(checkpoint.class_names))})
+    numbers = {str(number): number for number in range(len(checkpoint.class_names))}
+    numbers.update({name: number for number, name in enumerate(checkpoint.class_names)})  # a name wins over a number
     unknown = [name for name in names if name not in numbers]
     if unknown:
         known = ", ".join(checkpoint.class_names)

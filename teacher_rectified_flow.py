@@ -118,7 +118,7 @@ def main() -> int:
         batch_loss=batch_loss,
         evaluate=evaluate,
         preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),
-        header={"stage": "teacher", "class_names": class_names, "training_samples": source.training_count},
+        header={"stage": "teacher", "class_names": class_names, **source.description},
     )
     return trainer.train()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from common import __version__
@@ -62,12 +62,12 @@ class Checkpoint:
 def save_checkpoint(path: str | Path, model: UNet, header: dict) -> None:
     """Writes weights and header atomically. Equal weights and headers give equal bytes.
 
-    `header`: `stage`, `class_names`, `arguments` and `step`, and whatever else the stage wants to keep (JSON values).
+    `header`: `stage`, `class_names`, `arguments` and `step`, and what else the stage wants to keep, as JSON values.
     """
-    header = {"format": FORMAT, "code_version": code_version(), "config": model.config.to_dict(), **header}
+    header = {"format": FORMAT, "config": model.config.to_dict(), **header}
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_write(path) as temporary:
-        save_file(weights, temporary, metadata={"header": canonical_json(header)})
+        temporary.write_bytes(save(weights, metadata={"header": canonical_json(header)}))
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NoReturn
 
+import torch
+
 from common.checkpoint import Checkpoint
 from common.device import PRECISIONS
 from common.errors import UserError
@@ -18,7 +20,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """Shows every default in `--help`, and says what is wrong with an argument in one line, without the usage."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=HelpFormatter)
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -40,8 +42,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     signal.signal(signal.SIGTERM, _exit_when_terminated)
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, torch.OutOfMemoryError):
+        print("error: not enough memory: try a smaller --batch-size", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -102,10 +107,10 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser, solvers: Iterable[str] = SOLVERS) -> None:
     """What is not given on the command line stays None, for `sampling_settings` to fill in."""
     group = parser.add_argument_group("sampling from the teacher")
-    group.add_argument("--solver", choices=SOLVERS, help="ODE solver; dopri5 is adaptive (default: heun)")
+    group.add_argument("--solver", choices=solvers, help="solver of the ODE (default: heun)")
     group.add_argument("--num-steps", type=COUNT, help="equal steps of the solver (default: 20)")
     group.add_argument(
         "--guidance-scale",

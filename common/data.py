@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
@@ -43,6 +44,12 @@ class ImageData:
 
     def to(self, device: torch.device) -> "ImageData":
         return ImageData(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def sha256(self) -> str:
+        """Of the pixels and the labels: names the data in what was trained on it."""
+        digest = hashlib.sha256(self.images.cpu().numpy())
+        digest.update(self.labels.cpu().numpy())
+        return digest.hexdigest()
 
     def batch(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
         """Float images (n, 3, H, W) in [-1, 1], channels-last, mirrored where `flips` (n,) is true, and labels (n,)."""
@@ -134,26 +141,40 @@ def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:
         reason = str(error).split(" Supported extensions")[0].rstrip(".")
         raise UserError(f"{path} is not an image folder with one sub-folder per class: {reason}") from None
 
-    cache = path.parent / ".cache" / f"{_fingerprint(path, folder, image_size, crop)}.safetensors"
-    labels = torch.tensor(folder.targets)
-    if cache.is_file():
-        return ImageData(load_file(cache)["images"], labels, folder.classes)
-    images = _decode([Path(name) for name, _ in folder.samples], image_size, crop)
-    try:
-        with atomic_write(cache) as temporary:
-            save_file({"images": images}, temporary)
-    except UserError as error:
-        print(f"the decoded images are not cached: {error}", file=sys.stderr)
+    # One cache for a folder and a size, beside the folder; it says which files it was made of, and is never stale.
+    path = path.resolve()
+    cache = path.parent / ".cache" / f"{path.name}-{image_size}{'-crop' * crop}.safetensors"
+    fingerprint, labels = _fingerprint(path, folder), torch.tensor(folder.targets)
+    images = _read_cache(cache, fingerprint)
+    if images is None:
+        images = _decode([Path(name) for name, _ in folder.samples], image_size, crop)
+        try:
+            with atomic_write(cache) as temporary:
+                temporary.write_bytes(save({"images": images}, metadata={"files": fingerprint}))
+        except UserError as error:
+            print(f"the decoded images are not cached: {error}", file=sys.stderr)
     return ImageData(images, labels, folder.classes)
 
 
-def _fingerprint(path: Path, folder: ImageFolder, image_size: int, crop: bool) -> str:
+def _fingerprint(path: Path, folder: ImageFolder) -> str:
     """Changes whenever a file of the folder is added, removed, renamed or rewritten."""
     files = []
     for name, _ in folder.samples:
-        status = os.stat(name)
+        try:
+            status = os.stat(name)
+        except OSError as error:
+            raise UserError(f"cannot read {name}: {error.strerror}") from None
         files.append((os.path.relpath(name, path), status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(json.dumps([image_size, crop, files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _read_cache(cache: Path, fingerprint: str) -> Tensor | None:
+    """The cached images, or None where there are none of exactly these files, or the cache is damaged."""
+    try:
+        with safe_open(cache, framework="pt") as file:
+            return file.get_tensor("images") if (file.metadata() or {}).get("files") == fingerprint else None
+    except (OSError, SafetensorError):
+        return None
 
 
 def _decode(files: list[Path], image_size: int, crop: bool) -> Tensor:

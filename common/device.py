@@ -29,6 +29,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"this machine has no device {name!r}") from None
     return device
 

@@ -1,5 +1,7 @@
 """How far a prediction is from its target: the training losses of the students, and the figures that judge them."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,8 @@ def variance_around_class_mean(images: Tensor, labels: Tensor | None) -> float:
         squares += (members - members.mean(dim=0)).square().sum().item()
         degrees_of_freedom += len(members) - 1
     return squares / (degrees_of_freedom * images[0].numel()) if degrees_of_freedom else float("nan")
+
+
+def share_of_variance(error: float, variance: float) -> str:
+    """A mean squared error as a percentage of the variance, for people; nothing where the variance is not known."""
+    return "" if math.isnan(variance) else f"{error / variance:.1%}"

@@ -10,8 +10,7 @@ from common import command_line
 from common.checkpoint import STUDENT_SETTINGS, load_checkpoint, load_initial_weights, prepare
 from common.data import EpochOrder
 from common.device import choose_device, choose_precision
-from common.distances import LOSSES, mean_squared, variance_around_class_mean
-from common.errors import UserError
+from common.distances import LOSSES, mean_squared, share_of_variance, variance_around_class_mean
 from common.noise import BLOCK_SIZE, derive_seed
 from common.pairs import PairBatch, PairSet, random_flips
 from common.presets import NETWORKS, STUDENT_RECIPE
@@ -51,8 +50,6 @@ class Distillation:
         self.pairs.require_teacher(self.teacher)
         if needed_times:
             self.pairs.require_times(needed_times)
-        if not self.pairs.held_out_count:
-            raise UserError(f"{args.pairs} holds only {len(self.pairs)} pairs: a tenth is held out, so make 10 or more")
         self.distance = LOSSES[args.loss]
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
         self.held_out = self.pairs.held_out()
@@ -94,13 +91,12 @@ class Distillation:
                 "class_names": self.teacher.class_names,
                 "teacher": self.teacher.sha256,
                 "teacher_training_flop": self.teacher.header["training_flop"],
-                "pairs": self.pairs.header,
-                "num_pairs": len(self.pairs),
-                "pair_generation_flop": self.pairs.generation_flop,
+                **self.pairs.description,
             },
         )
         status = trainer.train()
-        print(self.held_out_report(trainer.ema_model.eval()))
+        if status == 0:  # who asked the run to stop is not kept waiting for the report
+            print(self.held_out_report(trainer.ema_model.eval()))
         return status
 
     def held_out_error(self, network: UNet, settings: SamplingSettings) -> float:
@@ -117,8 +113,11 @@ class Distillation:
         for num_steps in sorted({steps, 2 * steps}):
             settings = replace(self.pairs.settings, solver="euler", num_steps=num_steps)
             rows.append((f"teacher, {settings.describe()}", self.teacher.model, settings))
-        lines = [f"mean squared error against the teacher's images, {self.pairs.held_out_count} held-out pairs"]
+        lines = [
+            f"mean squared error against the teacher's images, {self.pairs.held_out_count} held-out pairs, "
+            "and its share of their variance around the class mean"
+        ]
         for name, network, settings in rows:
             error = self.held_out_error(network, settings)
-            lines.append(f"  {name:55} {error:.4f}  {error / variance:6.1%} of the variance around the class mean")
+            lines.append(f"  {name:55} {error:.4f}  {share_of_variance(error, variance)}")
         return "\n".join(lines)

@@ -1,11 +1,12 @@
 """Files that are never half written."""
 
+import glob
 import hashlib
+import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,25 +24,38 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises UserError where the file cannot be written (no permission, a folder in its place, a full disk).
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(descriptor)
-        temporary = Path(name)
+        remove_abandoned(path)
+        temporary.touch()
         yield temporary
-        # mkstemp makes files that only their owner may read; a finished file gets what the umask allows.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         flush_to_disk(temporary)
         os.replace(temporary, path)
         flush_to_disk(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        if temporary:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Removes the temporary files for `path` of processes that were killed while they wrote it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        process = left.name.split(".")[-2]
+        if process.isdecimal() and int(process) != os.getpid() and not process_exists(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def process_exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def flush_to_disk(path: Path) -> None:
@@ -59,8 +73,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 def save_tensor_file(path: str | Path, content: dict) -> None:
     """`torch.save`, atomically. Equal contents give equal bytes: given a path, torch writes its name into the file."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def sha256(path: str | Path) -> str:
@@ -75,10 +91,12 @@ def read_tensor_file(path: str | Path, what: str, load: Callable, **options):
     torch and safetensors raise a dozen kinds of exception for a truncated or foreign file; to the user they are one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no {what} at {path}")
     try:
+        if not path.is_file():
+            raise UserError(f"there is no {what} at {path}")
         return load(path, **options)
+    except UserError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is not a readable {what} ({reason})") from None

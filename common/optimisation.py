@@ -13,15 +13,16 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: 
     return min(warmup, decay)
 
 
-def ema_update(decay: float) -> Callable:
+def ema_update(decay: float, num_averaged: Callable[[], int]) -> Callable:
     """The averaging step for `AveragedModel`: ema = d ema + (1 - d) weights.
 
-    d = min(decay, (1 + n) / (10 + n)) after n updates, so that a young average forgets the random start quickly.
+    d = min(decay, (1 + n) / (10 + n)) after n = `num_averaged()` updates, so that a young average forgets the random
+    start quickly. AveragedModel counts too, but on the GPU, where reading the count would stall every step.
     """
 
     @torch.no_grad()
-    def update(ema_parameters: list[Tensor], parameters: list[Tensor], num_averaged: Tensor) -> None:
-        count = int(num_averaged)
+    def update(ema_parameters: list[Tensor], parameters: list[Tensor], _) -> None:
+        count = num_averaged()
         torch._foreach_lerp_(ema_parameters, parameters, 1 - min(decay, (1 + count) / (10 + count)))
 
     return update

@@ -32,6 +32,11 @@ def shard_path(folder: Path, index: int) -> Path:
     return folder / f"pairs_{index:05d}.pt"
 
 
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards that a folder holds, in order."""
+    return sorted(folder.glob("pairs_*.pt"))
+
+
 def shard_tensors(batches: list[Generated]) -> dict[str, Tensor]:
     """fp16 tensors of a shard, (n, C, H, W) and for the states (n, times, C, H, W)."""
     tensors = {
@@ -109,7 +114,7 @@ class PairSet:
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
-        paths = sorted(folder.glob("pairs_*.pt"))
+        paths = shard_paths(folder)
         if not paths:
             raise UserError(f"there are no noise pairs in {folder}: make them with generate_noise_dataset.py")
         self.shards = [read_shard(path) for path in paths]
@@ -122,6 +127,8 @@ class PairSet:
                 raise UserError(f"{folder} lacks pairs before {path.name}: make them with generate_noise_dataset.py")
             self.count += shard["header"]["count"]
         self.held_out_count = min(HELD_OUT_PAIRS, self.count // 10)
+        if not self.held_out_count:
+            raise UserError(f"{folder} holds only {self.count} pairs: a tenth is held out, so make 10 or more")
 
     def __len__(self) -> int:
         return self.count
@@ -136,8 +143,10 @@ class PairSet:
         return SamplingSettings(**self.header["sampling"])
 
     @property
-    def generation_flop(self) -> int:
-        return sum(shard["header"]["flop"] for shard in self.shards)
+    def description(self) -> dict:
+        """What a model that learns from these pairs keeps of them in its header."""
+        flop = sum(shard["header"]["flop"] for shard in self.shards)
+        return {"pairs": self.header, "num_pairs": self.count, "pair_generation_flop": flop}
 
     def require_teacher(self, teacher: Checkpoint) -> None:
         if self.header["teacher"] != teacher.sha256:
@@ -173,19 +182,23 @@ class PairSet:
 
     def gather(self, indices: Tensor) -> PairBatch:
         """Pairs by their index (n,) in the whole set."""
-        return PairBatch(*(self._gather(name, indices) for name in ("noise", "image", "states", "labels")))
-
-    def _gather(self, name: str, indices: Tensor) -> Tensor | None:
-        first = self.shards[0].get(name)
-        if first is None:
-            return None
-        rows = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
         shard_indices = indices // SHARD_SIZE
-        for shard_index in shard_indices.unique().tolist():
-            of_shard = shard_indices == shard_index
-            rows[of_shard] = self.shards[shard_index][name][indices[of_shard] % SHARD_SIZE]
-        rows = rows.to(self.device)
-        return rows.float() if rows.is_floating_point() else rows
+        order = shard_indices.argsort()
+        present, counts = shard_indices[order].unique_consecutive(return_counts=True)
+        places = order.split(counts.tolist())  # for each shard that is needed, where its pairs stand in the batch
+        parts = [(self.shards[shard], place) for shard, place in zip(present.tolist(), places, strict=True)]
+
+        def gather_tensor(name: str) -> Tensor | None:
+            if name not in self.shards[0]:
+                return None
+            first = self.shards[0][name]
+            rows = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
+            for shard, place in parts:
+                rows[place] = shard[name][indices[place] % SHARD_SIZE]
+            rows = rows.to(self.device)
+            return rows.float() if rows.is_floating_point() else rows
+
+        return PairBatch(*(gather_tensor(name) for name in ("noise", "image", "states", "labels")))
 
 
 def random_flips(count: int, enabled: bool, generator: torch.Generator) -> Tensor:

@@ -55,9 +55,10 @@ def draw_loss_curve(records: list[dict], path: Path, title: str) -> None:
     for name, style in styles.items():
         points = [(record["step"], record[name]) for record in records if name in record]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+            axes.plot(*zip(*points, strict=True), label=name.replace("held_out", "held-out").replace("_", " "), **style)
     axes.set(title=title, xlabel="training step", ylabel="loss (log scale)", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -1,6 +1,6 @@
 """From a model and seeds to images: guidance, counting of network calls, and batches that never change a sample."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -104,7 +104,6 @@ def draw(
     settings: SamplingSettings,
     keep_times: Sequence[float] = (),
     precision: Precision | None = None,
-    on_step: Callable[[float, Tensor], None] | None = None,
 ) -> Generated:
     """Integrates noise (N, C, H, W) to images on the device of `model`. Without `precision`, in fp32."""
     device = next(model.parameters()).device
@@ -112,7 +111,7 @@ def draw(
     labels = None if labels is None else labels.to(device)
     velocity = GuidedVelocity(model, labels, settings)
     with precision.autocast() if precision else nullcontext():
-        images, states = integrate(velocity, noise, settings.solver, settings.num_steps, keep_times, on_step)
+        images, states = integrate(velocity, noise, settings.solver, settings.num_steps, keep_times)
     return Generated(noise, images, states, labels, velocity.network_calls)
 
 

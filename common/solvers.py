@@ -51,7 +51,6 @@ def integrate(
     solver: str,
     num_steps: int,
     keep_times: Sequence[float] = (),
-    on_step: Callable[[float, Tensor], None] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Follows the flow from `noise` at t = 0 to t = 1 in `num_steps` equal steps.
 
@@ -62,7 +61,7 @@ def integrate(
     Raises ValueError for an unknown solver, or a kept time that is not on the grid.
     """
     if solver == "dopri5":
-        return _integrate_adaptively(velocity, noise, keep_times, on_step)
+        return _integrate_adaptively(velocity, noise, keep_times)
     if solver not in FIXED_STEP_SOLVERS:
         raise ValueError(f"unknown solver {solver!r}")
     kept_indices = [grid_index(time, num_steps) for time in keep_times]
@@ -74,18 +73,20 @@ def integrate(
     for index in range(num_steps):
         x = step(velocity, x, index / num_steps, 1 / num_steps)
         states[index + 1] = x if index + 1 in kept_indices else None
-        if on_step:
-            on_step((index + 1) / num_steps, x)
     return x, [states[index] for index in kept_indices]
 
 
-def _integrate_adaptively(velocity, noise, keep_times, on_step):
+def _integrate_adaptively(velocity, noise, keep_times):
     from torchdiffeq import odeint
 
     times = torch.tensor([0.0, *keep_times, 1.0], device=noise.device)
     states = odeint(
-        lambda t, x: velocity(x, float(t)), noise, times, method="dopri5", rtol=DOPRI5_TOLERANCE, atol=DOPRI5_TOLERANCE
+        lambda t, x: velocity(x, float(t)),
+        noise,
+        times,
+        method="dopri5",
+        rtol=DOPRI5_TOLERANCE,
+        atol=DOPRI5_TOLERANCE,
+        options={"step_t": times[1:]},  # steps end at these times exactly: nothing is evaluated after t = 1
     )
-    if on_step:
-        on_step(1.0, states[-1])
     return states[-1], list(states[1:-1])

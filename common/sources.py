@@ -1,5 +1,6 @@
 """Where the teacher's training samples (noise, image, label) come from: images with fresh noise, or noise pairs."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -27,8 +28,9 @@ class ImageSource:
             raise UserError("there are no images to train on: lower --val-fraction or add images")
         self.class_names = data.class_names
         self.training, self.device = training.to(device), device
-        every = max(1, len(held_out) // HELD_OUT_LIMIT)  # the data may be sorted by class: take some of all
-        self.held_out = held_out.select(torch.arange(0, len(held_out), every)[:HELD_OUT_LIMIT]).to(device)
+        every = max(1, math.ceil(len(held_out) / HELD_OUT_LIMIT))  # the data may be sorted by class: take some of all
+        self.held_out = held_out.select(torch.arange(0, len(held_out), every)).to(device)
+        self.description = {"images_sha256": data.sha256(), "num_images": len(training)}
 
     @property
     def training_count(self) -> int:
@@ -55,6 +57,7 @@ class PairSource:
     def __init__(self, pairs: PairSet):
         self.pairs = pairs
         self.class_names = pairs.header["class_names"]
+        self.description = pairs.description
 
     @property
     def training_count(self) -> int:

@@ -1,15 +1,14 @@
 """The training loop that all three training stages share.
 
 A stage brings a model and a loss; the loop brings the schedule, AdamW, EMA, the log, and the promise that a run which
-was stopped and run again ends bit-identical, on CPU, to one that never stopped. Randomness is a function of seed and
-step, so the step is all that has to be remembered of it.
+was stopped and run again ends bit-identical, on one CPU, to one that never stopped. Randomness is a function of seed
+and step, so the step is all that has to be remembered of it.
 """
 
 import argparse
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -18,27 +17,27 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from common.checkpoint import code_version, load_checkpoint, save_checkpoint
+from common.checkpoint import code_version, save_checkpoint
 from common.device import Precision
 from common.errors import UserError
-from common.files import read_tensor_file, save_tensor_file
+from common.files import save_tensor_file
 from common.images import save_picture
 from common.noise import derive_seed
 from common.optimisation import ema_update, learning_rate_factor
 from common.run_log import RunLog, draw_loss_curve
 from common.stopping import StopRequest
-from common.training_arguments import MAY_CHANGE_ON_RESUME, check_schedule
+from common.training_arguments import check_training_arguments, identifying, recorded
+from common.training_state import STATE_FILE, check_identity, check_schedule, load_training_state
 from common.unet import UNet, count_values
-
-STATE_FILE = "training_state.pt"
 
 
 class Trainer:
     """One run of a training stage in its folder: its networks, its optimiser, and how far it has come.
 
     `batch_loss(network, step)` is the loss of step `step`, as a scalar, under autocast; all of its randomness must be
-    derived from the run's seed and `step`. `evaluate(ema_network)` returns metrics by name, `held_out_loss` among them.
-    `preview(ema_network)` returns a picture. `header` goes into the weights' header as it is.
+    derived from the run's seed and `step`. `evaluate(ema_network)` returns what was measured on held-out samples, by
+    name. `preview(ema_network)` returns a picture. `header` goes into the weights' header, and a run is only resumed
+    with the same one.
     """
 
     def __init__(
@@ -52,22 +51,25 @@ class Trainer:
         preview: Callable[[UNet], Image.Image],
         header: dict,
     ):
-        check_schedule(args)
+        check_training_arguments(args)
         self.args = args
         self.model = model
         self.precision = precision
         self.weights_path = args.out / weights_name
         self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
-        identity = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE_ON_RESUME}
-        self.header = {"arguments": identity, **header}
-        self.code_version = code_version()  # of the code that runs, whatever is committed meanwhile
+        self.identity = {"arguments": identifying(args), **header}
+        self.header = {**header, "arguments": recorded(args), "precision": precision.name}
+        self.header["code_version"] = code_version()  # of the code that runs, whatever is committed meanwhile
 
-        self.ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay))
+        self.step = 0
+        self.seconds = 0.0
+        self.seconds_at_log = 0.0
+        self.window: list[list[float]] = []  # the loss and gradient norm of each step since the last logged one
+        self.ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay, num_averaged=lambda: self.step))
+        self.ema.n_averaged = self.ema.n_averaged.cpu()  # AveragedModel looks at it at every step: no GPU has to wait
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
         )
-        self.step = 0
-        self.seconds = 0.0
         self.flop_per_step = self._count_flop()
         self._resume()
         self.network = torch.compile(model) if args.compile else model
@@ -80,8 +82,9 @@ class Trainer:
         """Trains until the last step, the time limit or a signal. Returns the script's exit status."""
         args = self.args
         if self.step == args.steps:
-            self._export()
-            print(f"{args.out} is finished: {self.step:,} steps. More --steps prolong it.")
+            if not self.weights_path.is_file():
+                self._save_weights()
+            print(f"{args.out} is finished: {self.step:,} steps")
             return 0
         print(
             f"{self.header['stage']}: {count_values(self.model):,} parameters, {self.flop_per_step:.3g} FLOP a step, "
@@ -91,16 +94,16 @@ class Trainer:
         stop = StopRequest(args.max_minutes)
         last_save = time.monotonic()
         bar = tqdm(total=args.steps, initial=self.step, unit="step", desc=self.header["stage"], smoothing=0.05)
-        self._begin_window()
+        self._start_clock()
 
         with stop, bar:
             while self.step < args.steps and not stop:
-                self.pending.append(self._train_step())
+                self.unseen.append(self._train_step())
                 self.step += 1
                 bar.update()
                 finished = self.step == args.steps
                 if self.step % args.log_every == 0 or finished:
-                    metrics = self._close_window()
+                    metrics = self._take_window()
                     bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s")
                     log.add(self.step, **metrics, **self._progress())
                 if self.step % args.evaluate_every == 0 or finished:
@@ -108,8 +111,8 @@ class Trainer:
                 if time.monotonic() - last_save > 60 * args.save_minutes:
                     self._save()
                     last_save = time.monotonic()
+            self._save()
 
-        self._save()
         log.close()
         draw_loss_curve(log.records, args.out / "loss.png", f"{self.header['stage']} in {args.out.name}")
         return self._report(stop)
@@ -130,39 +133,45 @@ class Trainer:
         self.ema.update_parameters(self.model)
         return torch.stack([loss.detach(), norm])
 
-    def _begin_window(self) -> None:
-        self.pending: list[Tensor] = []
-        self.window_began = time.monotonic()
+    def _start_clock(self) -> None:
+        self.unseen: list[Tensor] = []
+        self.clock = time.monotonic()
 
-    def _close_window(self) -> dict[str, float]:
-        """Looks at the steps since the last look, and begins a new window: looking at every step would stall a GPU.
+    def _look(self) -> None:
+        """Fetches what the steps since the last look gave, and their time: fetching at every step would stall a GPU.
 
-        Raises UserError where a loss or a gradient among them is not finite; none of these steps has been saved.
+        Raises UserError where a loss or a gradient is not finite; none of these steps has been saved.
         """
-        if not self.pending:
-            return {}
-        values = torch.stack(self.pending).float().cpu()  # waits for the device, so the time is that of finished steps
-        finite = torch.isfinite(values).all(dim=1)
-        if not finite.all():
-            step = self.step - len(values) + int(torch.nonzero(~finite)[0])
-            raise UserError(
-                f"the loss or its gradient is not finite at step {step}; {self.args.out} is as it was last saved. "
-                "Try a lower --learning-rate, or --precision fp32"
-            )
-        seconds = time.monotonic() - self.window_began
-        self.seconds += seconds
-        loss, norm = values.mean(dim=0).tolist()
-        rate = len(values) * self.args.batch_size / seconds
-        self._begin_window()
-        return {"loss": loss, "gradient_norm": norm, "images_per_second": rate}
+        if self.unseen:
+            values = torch.stack(self.unseen).float().cpu()  # waits for the device, so the time is of finished steps
+            finite = torch.isfinite(values).all(dim=1)
+            if not finite.all():
+                step = self.step - len(values) + int(torch.nonzero(~finite)[0])
+                raise UserError(
+                    f"the loss or its gradient is not finite at step {step}; {self.args.out} is as it was last saved. "
+                    "Try a lower --learning-rate, or --precision fp32"
+                )
+            self.window += values.tolist()
+        self.seconds += time.monotonic() - self.clock
+        self._start_clock()
+
+    def _take_window(self) -> dict[str, float]:
+        """The means since the last logged step."""
+        self._look()
+        losses, norms = zip(*self.window, strict=True)
+        count = len(self.window)
+        self.window = []
+        seconds, self.seconds_at_log = self.seconds - self.seconds_at_log, self.seconds
+        rate = count * self.args.batch_size / seconds
+        return {"loss": sum(losses) / count, "gradient_norm": sum(norms) / count, "images_per_second": rate}
 
     def _evaluate(self) -> dict[str, float]:
-        self._close_window()
+        self._look()
         self.ema_model.eval()
         with torch.no_grad(), self.precision.autocast():
             metrics = self.evaluate(self.ema_model)
         save_picture(self.preview(self.ema_model), self.args.out / "previews" / f"step_{self.step:07d}.png")
-        self._begin_window()
+        self._start_clock()
         return metrics
 
     def _progress(self) -> dict[str, float]:
@@ -176,61 +185,43 @@ class Trainer:
         return counter.get_total_flops()
 
     def _resume(self) -> None:
+        """Goes on from the run's own training state or, where it has none yet, from that of `--branch-from`."""
         args = self.args
-        path = args.out / STATE_FILE
-        if not path.is_file() and args.branch_from is None:
-            return
-        branching = not path.is_file()
-        state = load_training_state(args.branch_from / STATE_FILE if branching else path)
-        arguments, earlier = self.header["arguments"], state["header"]["arguments"]
-        differing = [key for key, value in arguments.items() if earlier.get(key) != value]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"the run in {args.branch_from if branching else args.out} was made with --{key.replace('_', '-')} "
-                f"{earlier.get(key)}, not {arguments[key]}: use the same value, or another --out"
-            )
-        if state["step"] > args.steps:
-            raise UserError(f"{args.out} already has {state['step']} steps, more than --steps {args.steps}")
-        changed = [key for key, value in self.header.items() if state["header"].get(key) != value]
-        if changed:
-            raise UserError(
-                f"the run in {args.out} was made with another {changed[0].replace('_', ' ')}: use another --out"
-            )
-        schedule = [args.steps, args.decay_steps]
-        if state["step"] > args.steps - args.decay_steps and state["schedule"] != schedule:
-            raise UserError(
-                f"a decay over the last {args.decay_steps} of {args.steps} steps would have begun before step "
-                f"{state['step']}, where {args.out} stands: raise --steps or lower --decay-steps"
-            )
+        run = args.out
+        if not (run / STATE_FILE).is_file():
+            if args.branch_from is None:
+                return
+            run = args.branch_from
+        state = load_training_state(run / STATE_FILE)
+        check_identity(state, self.identity, run)
+        check_schedule(state, args, run)
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
+        self.seconds_at_log = state["seconds_at_log"]
 
     def _save(self) -> None:
-        """Writes the training state and the EMA weights, once the steps that they hold are known to be finite."""
-        self._close_window()
-        args = self.args
+        """Writes the EMA weights and the training state, once the steps that they hold are known to be finite."""
+        self._look()
+        # The state comes last: a run that is finished by its state has its weights.
+        self._save_weights()
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "schedule": [args.steps, args.decay_steps],
-            "header": self.header,
+            "seconds_at_log": self.seconds_at_log,
+            "window": self.window,
+            "schedule": [self.args.steps, self.args.decay_steps],
+            "identity": self.identity,
         }
-        save_tensor_file(args.out / STATE_FILE, state)
-        self._export()
-        self._begin_window()
+        save_tensor_file(self.args.out / STATE_FILE, state)
+        self._start_clock()
 
-    def _export(self) -> None:
-        """Writes the EMA weights, unless they are there already."""
-        if self.weights_path.is_file() and load_checkpoint(self.weights_path).header["step"] == self.step:
-            return
+    def _save_weights(self) -> None:
         totals = {
-            "code_version": self.code_version,
             "step": self.step,
             "images_seen": self.step * self.args.batch_size,
             "training_flop": self.step * self.flop_per_step,
@@ -247,16 +238,6 @@ class Trainer:
             return 0
         print("paused: the same command goes on from here")
         return 128 + stop.signal_number if stop.signal_number else 0
-
-
-def load_training_state(path: Path) -> dict:
-    state = read_tensor_file(path, "training state", torch.load, weights_only=True, map_location="cpu")
-    if (
-        not isinstance(state, dict)
-        or not {"model", "ema", "optimizer", "step", "seconds", "schedule", "header"} <= state.keys()
-    ):
-        raise UserError(f"{path} is not a training state of this project")
-    return state
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:

@@ -1,17 +1,35 @@
 """The command line of a training run, the same for every stage, and the recipes that fill it."""
 
 import argparse
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
 from common.errors import UserError
 
-MAY_CHANGE_ON_RESUME = {
-    *("out", "data_dir", "steps", "decay_steps", "max_minutes", "save_minutes", "log_every", "evaluate_every"),
-    *("device", "precision", "compile", "teacher", "pairs", "init", "branch_from"),
-}
-"""Arguments that say how long or where a run goes on; all others say what it is, and are kept with it."""
+NOT_RECORDED = {"out", "branch_from", "max_minutes", "save_minutes", "log_every", "evaluate_every", "device", "compile"}
+"""Arguments that do not change what a run makes, beyond the rounding of another device."""
+
+MAY_CHANGE_ON_RESUME = {*NOT_RECORDED, "steps", "decay_steps", "precision", "data_dir", "teacher", "pairs", "init"}
+"""Arguments that may differ when a run goes on: the schedule is checked by itself, files by their content."""
+
+
+def recorded(args: argparse.Namespace) -> dict:
+    """The arguments as JSON values, for the header of what the run makes."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in NOT_RECORDED
+    }
+
+
+def identifying(args: argparse.Namespace) -> dict:
+    """The arguments that say which run this is."""
+    return {name: value for name, value in recorded(args).items() if name not in MAY_CHANGE_ON_RESUME}
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out:
     )
     group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="AdamW's")
     group.add_argument("--warmup-steps", type=COUNT_OR_ZERO, default=recipe.warmup_steps, help="linear warm-up from 0")
-    group.add_argument("--steps", type=COUNT, default=recipe.steps, help="steps in all; more prolongs a finished run")
+    group.add_argument("--steps", type=COUNT, default=recipe.steps, help="steps in all, the decay included")
     group.add_argument(
         "--decay-steps", type=COUNT_OR_ZERO, default=recipe.decay_steps, help="the last steps, with linear decay to 0"
     )
@@ -52,8 +70,10 @@ def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out:
     group.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
 
 
-def check_schedule(args: argparse.Namespace) -> None:
+def check_training_arguments(args: argparse.Namespace) -> None:
     if args.warmup_steps + args.decay_steps > args.steps:
         raise UserError(
             f"{args.warmup_steps} steps of warm-up and {args.decay_steps} of decay do not fit into {args.steps} steps"
         )
+    if args.compile and not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("--compile needs a C++ compiler (g++, or another in the environment variable CXX)")

@@ -96,6 +96,7 @@ def make_teacher(tmp_path):
             "arguments": {"label_dropout": label_dropout},
             "step": 0,
             "training_flop": 0,
+            "code_version": "test",
         }
         save_checkpoint(path, random_network(config, seed), header)
         return path

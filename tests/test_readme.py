@@ -68,6 +68,23 @@ def expand_braces(arguments: list[str]) -> list[str]:
     return expanded
 
 
+def test_every_step_of_the_demo_runs(run_script, tmp_path, monkeypatch):
+    """`make demo` itself takes minutes: here are its commands, in order, at smoke scale."""
+    monkeypatch.chdir(tmp_path)
+    recipe = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    lines = recipe[recipe.index(".venv/bin/python teacher_rectified_flow.py") :].replace("\\\n", " ").splitlines()
+    results = []
+    for program, *arguments in map(shlex.split, lines):
+        if program == ".venv/bin/python":
+            script, *arguments = arguments
+            results.append(run_script(script, *arguments, *smoke_arguments(script, arguments)))
+            assert results[-1].status == 0, results[-1].err
+        else:
+            subprocess.run([program, *arguments], check=True)
+    assert [name in results[-1].out for name in ("teacher", "four-step student", "one-step student")] == [True] * 3
+    assert (tmp_path / "demo" / "comparison.png").is_file()
+
+
 def test_commands_that_want_a_gpu_parse(monkeypatch):
     commands = readme_commands(marked_not_run=True)
     assert len(commands) == 4

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, folder_contents
 
 from common.files import sha256
+from common.run_log import read_metrics
 
 STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
 STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
@@ -99,26 +100,47 @@ def test_a_stopped_run_ends_like_an_unbroken_one(stage, commands, run_script, tm
     assert folder_contents(stopped) == before
 
 
-def test_a_terminated_and_a_killed_run_end_like_an_unbroken_one(commands, run_script, tmp_path):
+def test_a_terminated_run_saves_and_ends_like_an_unbroken_one(commands, run_script, tmp_path):
     script, *arguments = commands["teacher"]
-    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
     assert run_script(script, *arguments, "--out", unbroken).status == 0
-
-    process = start(script, *arguments, "--out", killed)
-    wait_for(lambda: logged_steps(killed) >= 3, process)
+    process = start(script, *arguments, "--out", stopped)
+    wait_for(lambda: logged_steps(stopped) >= 3, process)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 143, output
-    assert (killed / "training_state.pt").is_file()
+    assert (stopped / "training_state.pt").is_file()
+    assert run_script(script, *arguments, "--out", stopped).status == 0
+    assert_equal_runs(unbroken, stopped)
 
-    # Killed without warning, it has what was saved last, and the metrics since then are forgotten.
-    process = start(script, *arguments, "--out", killed)
-    steps = logged_steps(killed)
-    wait_for(lambda: logged_steps(killed) > steps, process)
+
+@pytest.mark.parametrize("stage", ["teacher", "reflow", "one_step", "four_step"])
+def test_a_killed_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp_path):
+    """Killed without warning while it saves after every step: at any moment, the middle of a write included."""
+    script, *arguments = commands[stage]
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    assert run_script(script, *arguments, "--out", unbroken).status == 0
+    process = start(script, *arguments, "--out", killed, "--save-minutes", 1e-9)
+    wait_for(lambda: logged_steps(killed) >= 5, process)
     process.kill()
     process.communicate(timeout=60)
+    assert (killed / "training_state.pt").is_file()
     assert run_script(script, *arguments, "--out", killed).status == 0
     assert_equal_runs(unbroken, killed)
+    assert not list(killed.glob(".*"))  # what the killed process had half written is gone
+
+
+def test_the_log_does_not_depend_on_when_a_run_was_saved(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    arguments += ["--log-every", 6]
+    run_script(script, *arguments, "--out", tmp_path / "unbroken")
+    run_script(script, *arguments, "--out", tmp_path / "paused", "--max-minutes", 1e-3)
+    run_script(script, *arguments, "--out", tmp_path / "paused", "--save-minutes", 1e-9)
+    losses = [
+        [record["loss"] for record in read_metrics(tmp_path / run / "metrics.jsonl") if "loss" in record]
+        for run in ("unbroken", "paused")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
 def test_a_killed_pair_generator_goes_on_with_the_shards_that_it_has(make_teacher, run_script, tmp_path):
@@ -151,6 +173,8 @@ def test_a_time_limit_pauses_and_a_decay_can_be_started_later(commands, run_scri
     assert sha256(tmp_path / "branch" / "teacher.safetensors") == sha256(tmp_path / "trunk" / "teacher.safetensors")
     late = run_script(script, *arguments, "--steps", 20, "--decay-steps", 10, "--out", tmp_path / "trunk")
     assert "would have begun before step 16" in late.error_line
+    prolonged = run_script(script, *arguments, "--steps", 40, "--decay-steps", 6, "--out", tmp_path / "trunk")
+    assert "began its decay at step 10 and cannot be prolonged" in prolonged.error_line
     assert (
         "more than --steps 12" in run_script(script, *arguments, "--steps", 12, "--out", tmp_path / "trunk").error_line
     )
@@ -163,6 +187,18 @@ def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_pat
     result = run_script(script, *arguments, "--out", tmp_path / "run", "--learning-rate", 0.5)
     assert "was made with --learning-rate 0.002, not 0.5" in result.error_line
     assert folder_contents(tmp_path / "run") == before
+
+
+def test_a_run_is_not_resumed_on_other_pairs(commands, make_teacher, run_script, tmp_path):
+    for stage in ("reflow", "one_step"):
+        script, *arguments = commands[stage]
+        run_script(script, *arguments, "--out", tmp_path / stage, "--max-minutes", 1e-5)
+        other = ("--teacher", make_teacher(seed=7)) if stage == "one_step" else ()
+        pairs = tmp_path / f"other_{stage}"
+        command = ("--teacher", make_teacher(seed=7), "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
+        run_script("generate_noise_dataset.py", *command)
+        result = run_script(script, *arguments, *other, "--pairs", pairs, "--out", tmp_path / stage)
+        assert "was made with another" in result.error_line
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(commands, run_script, tmp_path):

@@ -26,7 +26,8 @@ def test_prolonging_a_run_without_decay_changes_none_of_its_rates():
 
 def test_ema_equals_a_plain_loop():
     model = torch.nn.Linear(3, 2)
-    ema = AveragedModel(model, multi_avg_fn=ema_update(0.9))
+    count = 0
+    ema = AveragedModel(model, multi_avg_fn=ema_update(0.9, num_averaged=lambda: count))
     expected = None
     for count in range(30):
         with torch.no_grad():

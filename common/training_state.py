@@ -1,0 +1,57 @@
+"""What a training run needs to go on, and the checks that it goes on as what it was."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError
+from common.files import read_tensor_file
+
+STATE_FILE = "training_state.pt"
+
+KEYS = {"model", "ema", "optimizer", "step", "seconds", "seconds_at_log", "window", "schedule", "identity"}
+
+
+def load_training_state(path: Path) -> dict:
+    """Tensors and plain values. Raises UserError for a file that is missing, damaged or foreign."""
+    state = read_tensor_file(path, "training state", torch.load, weights_only=True, map_location="cpu")
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        raise UserError(f"{path} is not a training state of this project")
+    return state
+
+
+def check_identity(state: dict, identity: dict, run: Path) -> None:
+    """A run goes on with the arguments and the data that it began with. Raises UserError where they differ."""
+    arguments, earlier = identity["arguments"], state["identity"]["arguments"]
+    for name, value in arguments.items():
+        if earlier.get(name) != value:
+            raise UserError(
+                f"the run in {run} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
+                "use the same value, or another --out"
+            )
+    for name, value in identity.items():
+        if state["identity"].get(name) != value:
+            raise UserError(f"the run in {run} was made with another {name.replace('_', ' ')}: use another --out")
+
+
+def check_schedule(state: dict, args: argparse.Namespace, run: Path) -> None:
+    """The steps that were taken must be those that the schedule asked for now would have taken, too.
+
+    Raises UserError where they are not: the run has more steps, or one of the two decays began before where it stands.
+    """
+    step, (steps, decay_steps) = state["step"], state["schedule"]
+    if step > args.steps:
+        raise UserError(f"{run} already has {step} steps, more than --steps {args.steps}")
+    if (args.steps, args.decay_steps) == (steps, decay_steps):
+        return
+    if step > args.steps - args.decay_steps:
+        raise UserError(
+            f"a decay over the last {args.decay_steps} of {args.steps} steps would have begun before step {step}, "
+            f"where {run} stands: raise --steps or lower --decay-steps"
+        )
+    if step > steps - decay_steps:
+        raise UserError(
+            f"{run} began its decay at step {steps - decay_steps} and cannot be prolonged: "
+            "branch from a run at constant rate (--decay-steps 0) instead"
+        )

@@ -1,0 +1,128 @@
+"""The loss of each training stage, read from its log after one step, against the same written out by hand.
+
+All training pairs go into the one step, so that their order does not matter; every network starts as the teacher.
+"""
+
+import pytest
+import torch
+from conftest import random_network
+
+from common import flow
+from common.checkpoint import load_checkpoint
+from common.distances import pseudo_huber, variance_around_class_mean
+from common.pairs import PairSet
+from common.run_log import read_metrics
+from common.sampling import SamplingSettings, draw
+from common.training import step_generator
+from common.unet import count_forward_flop
+
+CPU = torch.device("cpu")
+NUM_PAIRS, NUM_TRAINING = 20, 18
+ONE_STEP = ("--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--no-flips", "--precision", "fp32")
+
+
+@pytest.fixture
+def first_record(make_teacher, run_script, tmp_path):
+    """first_record(script, *arguments): the metrics of the first step of a stage."""
+    pairs = tmp_path / "pairs"
+    command = ("--teacher", make_teacher(), "--out", pairs, "--num-pairs", NUM_PAIRS, "--num-steps", 4)
+    run_script("generate_noise_dataset.py", *command, "--precision", "fp32")
+
+    def run(script, *arguments) -> dict:
+        if script != "teacher_rectified_flow.py":
+            arguments = ("--teacher", make_teacher(), *arguments)
+        result = run_script(script, "--pairs", pairs, *ONE_STEP, "--out", tmp_path / "run", *arguments)
+        assert result.status == 0, result.err
+        (tmp_path / "report.txt").write_text(result.out)
+        return read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+
+    return run
+
+
+@pytest.fixture
+def training_pairs(first_record, tmp_path):
+    return PairSet(tmp_path / "pairs", CPU).gather(torch.arange(NUM_PAIRS - NUM_TRAINING, NUM_PAIRS))
+
+
+@torch.no_grad()
+def velocity(x, t, labels):
+    return random_network()(x, torch.full((len(x),), float(t)), labels)
+
+
+@pytest.mark.parametrize("loss", ["l2", "pseudo-huber"])
+def test_one_step_student(loss, first_record, training_pairs):
+    record = first_record("distill_student.py", "--batch-size", NUM_TRAINING, "--loss", loss)
+    pair = training_pairs
+    landed = pair.noise + velocity(pair.noise, 0, pair.labels)
+    expected = (landed - pair.image).square().mean() if loss == "l2" else pseudo_huber(landed, pair.image)
+    assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_four_step_student_on_its_own_states(first_record, training_pairs):
+    record = first_record("four_step_student.py", "--batch-size", 4 * NUM_TRAINING, "--own-share", 1)
+    pair = training_pairs
+    targets = [*pair.states.unbind(1), pair.image]
+    x, losses = pair.noise, []
+    for t, target in zip((0, 0.25, 0.5, 0.75), targets, strict=True):
+        x = x + 0.25 * velocity(x, t, pair.labels)
+        losses.append((x - target).square().mean().item())
+    assert record["loss"] == pytest.approx(sum(losses) / 4, rel=1e-4)
+
+
+def test_four_step_student_on_the_teachers_states(first_record, training_pairs):
+    """Each pair is at one random step of four: the loss lies between the extremes, and over seeds it is their mean."""
+    pair = training_pairs
+    starts = [pair.noise, *pair.states.unbind(1)]
+    ends = [*pair.states.unbind(1), pair.image]
+    errors = torch.stack(
+        [
+            (start + 0.25 * velocity(start, t, pair.labels) - end).square().flatten(1).mean(1)
+            for t, start, end in zip((0, 0.25, 0.5, 0.75), starts, ends, strict=True)
+        ]
+    )
+    record = first_record("four_step_student.py", "--batch-size", NUM_TRAINING, "--own-share", 0)
+    assert errors.min(0).values.mean() <= record["loss"] <= errors.max(0).values.mean()
+    assert record["loss"] == pytest.approx(errors.mean().item(), rel=0.5)
+
+
+@pytest.mark.parametrize("label_dropout", [0, 1])
+def test_teacher(label_dropout, first_record, training_pairs, make_teacher, tmp_path, monkeypatch):
+    """Reflow on pairs whose noise, image and label are known; the times are those of the step's generator."""
+    from conftest import SMALL_CONFIG
+
+    from common import presets
+
+    monkeypatch.setitem(presets.NETWORKS, "tiny", SMALL_CONFIG)
+    arguments = ("--preset", "tiny", "--init", make_teacher(), "--label-dropout", label_dropout)
+    record = first_record("teacher_rectified_flow.py", *arguments, "--batch-size", NUM_TRAINING)
+
+    from common.data import EpochOrder
+
+    order = EpochOrder(NUM_TRAINING, NUM_TRAINING, seed=0).indices(0)
+    noise, image, labels = training_pairs.noise[order], training_pairs.image[order], training_pairs.labels[order]
+    generator = step_generator(0, 0, CPU)
+    torch.rand(NUM_TRAINING, generator=generator)  # the flips
+    t = flow.sample_times("logit-normal", NUM_TRAINING, generator, CPU)
+    x = (1 - t)[:, None, None, None] * noise + t[:, None, None, None] * image
+    with torch.no_grad():
+        predicted = random_network()(x, t, None if label_dropout else labels)
+    assert record["loss"] == pytest.approx((predicted - (image - noise)).square().mean().item(), rel=1e-4)
+
+
+def test_training_flop_are_three_forward_passes(first_record, make_teacher):
+    """Forward, gradient of the inputs, gradient of the weights; only the stem needs no gradient of its input."""
+    record = first_record("distill_student.py", "--batch-size", NUM_TRAINING)
+    three_passes = 3 * NUM_TRAINING * count_forward_flop(load_checkpoint(make_teacher()).model)
+    assert 0.95 * three_passes < record["training_flop"] <= three_passes
+
+
+def test_the_held_out_report_measures_the_teacher_guided_as_the_pairs(first_record, make_teacher, tmp_path):
+    first_record("four_step_student.py", "--batch-size", NUM_TRAINING, "--learning-rate", 1e-12)
+    held_out = PairSet(tmp_path / "pairs", CPU).held_out()
+    teacher = load_checkpoint(make_teacher()).model
+    report = (tmp_path / "report.txt").read_text().splitlines()[-3:]
+    for line, num_steps, guidance in zip(report, (4, 4, 8), (1.0, 2.0, 2.0), strict=True):
+        images = draw(teacher, held_out.noise, held_out.labels, SamplingSettings("euler", num_steps, guidance)).images
+        error = (images - held_out.image).square().mean().item()
+        assert f" {error:.4f} " in line + " "
+    assert variance_around_class_mean(held_out.image, None) > 0
