@@ -19,7 +19,7 @@ SMOKE = {
 }
 """Appended to a README command, so that it takes seconds; the last value of an option counts."""
 
-SMOKE_TRAINING = ("--warmup-steps", 0, "--batch-size", 4, "--evaluate-every", 2, "--max-minutes", 1)
+SMOKE_TRAINING = ("--warmup-steps", 0, "--batch-size", 8, "--evaluate-every", 2, "--max-minutes", 1)
 
 
 def readme_commands(marked_not_run: bool) -> list[list[str]]:
