@@ -11,18 +11,18 @@ from pathlib import Path
 import streamlit as st
 
 from common.checkpoint import Checkpoint, load_checkpoint
-from common.comparison import Column, draw_column, require_comparable
+from common.comparison import Column, cost_in_words, draw_column, require_comparable
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.images import enlarged, image_grid
 from common.sampling import SamplingSettings
 
+# File name and the script that makes it; the fast ones first, so that they are seen while the teacher integrates.
 MODELS = {
     "four_step.safetensors": "four_step_student.py",
     "student.safetensors": "distill_student.py",
     "teacher.safetensors": "teacher_rectified_flow.py",
 }
-"""File name and the script that makes it; the fast ones first, so that they are seen while the teacher integrates."""
 
 MAX_IMAGES = 64
 ANY_CLASS = "all classes"
@@ -65,12 +65,9 @@ def show(slot, column: Column, teacher_seconds: float | None) -> None:
     count = len(column.images)
     columns = 4 if count <= 16 else 8
     picture = enlarged(image_grid(column.images, min(columns, count)), 4)
-    caption = f"{column.network_calls:g} network calls, {1000 * column.seconds_per_image:.3g} ms an image"
-    if teacher_seconds:
-        caption += f", {teacher_seconds / column.seconds_per_image:.1f} times the teacher's speed"
     with slot.container():
         st.subheader(column.name)
-        st.image(picture, caption=caption)
+        st.image(picture, caption=", ".join(cost_in_words(column, teacher_seconds)))
 
 
 def main() -> None:

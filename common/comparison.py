@@ -105,6 +105,17 @@ def comparison_table(columns: list[Column]) -> str:
     return "\n".join(lines)
 
 
+def cost_in_words(column: Column, teacher_seconds: float | None) -> list[str]:
+    """NFE and time, and what there is to add: a student's speed-up, or how the teacher was run."""
+    calls = f"{column.network_calls:g} network call{'s' * (column.network_calls != 1)}"
+    words = [f"{calls}, {1000 * column.seconds_per_image:.3g} ms an image"]
+    if not column.checkpoint.is_student:
+        words.append(column.settings.describe())
+    elif teacher_seconds:
+        words.append(f"{teacher_seconds / column.seconds_per_image:.0f} times the teacher's speed")
+    return words
+
+
 def draw_comparison(columns: list[Column], path: Path, images_per_row: int) -> None:
     """The comparison figure: a panel for each model, the same noise at the same place, NFE and time under it."""
     from matplotlib.figure import Figure
@@ -117,13 +128,7 @@ def draw_comparison(columns: list[Column], path: Path, images_per_row: int) -> N
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         axes.imshow(image_grid(column.images, images_per_row), interpolation="nearest")
         axes.set_title(column.name, fontsize=15, fontweight="bold")
-        caption = f"{column.network_calls:g} network call{'s' * (column.network_calls != 1)}"
-        caption += f", {1000 * column.seconds_per_image:.3g} ms an image"
-        if teacher_seconds and column.checkpoint.is_student:
-            caption += f"\n{teacher_seconds / column.seconds_per_image:.0f} times the teacher's speed"
-        elif not column.checkpoint.is_student:
-            caption += f"\n{column.settings.describe()}"
-        axes.set_xlabel(caption, fontsize=11)
+        axes.set_xlabel("\n".join(cost_in_words(column, teacher_seconds)), fontsize=11)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     with atomic_write(path) as temporary:

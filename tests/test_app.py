@@ -37,6 +37,7 @@ def test_the_three_models_are_shown_from_the_same_noise(open_app, models):
     app = open_app(models)
     assert not app.exception and not app.error
     assert [heading.value for heading in app.subheader] == ["four-step student", "one-step student", "teacher"]
+    assert len(app.markdown) == 1  # the introduction, and no string of the program's own
     app.number_input(key="count").set_value(4)
     app.selectbox(key="class_name").set_value("star")
     app.button[0].click()
