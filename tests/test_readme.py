@@ -1,5 +1,6 @@
 """Every command in the README runs, and its file tree is the folder's."""
 
+import os
 import re
 import runpy
 import shlex
@@ -52,11 +53,20 @@ def test_every_command_runs(run_script, image_folder, tmp_path, monkeypatch):
             result = run_script(script, *arguments, *smoke_arguments(script, arguments))
             assert result.status == 0, (command, result.err)
         elif command[0] == "make":
-            subprocess.run(["make", "--dry-run", *command[1:]], cwd=ROOT, check=True, capture_output=True)
+            dry_run(*command[1:])
         else:
             # The app has tests of its own; the environment is the one that this runs in.
             assert command in (["streamlit", "run", "app.py"], ["source", ".venv/bin/activate"])
     assert seen == {path.name for path in ROOT.glob("*.py")} - {"app.py"}
+
+
+def dry_run(*targets: str) -> str:
+    """What make would do. Under `make test` the variables of the outer make would add lines of their own."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    }
+    command = ["make", "--dry-run", "--no-print-directory", *targets]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def expand_braces(arguments: list[str]) -> list[str]:
@@ -71,7 +81,7 @@ def expand_braces(arguments: list[str]) -> list[str]:
 def test_every_step_of_the_demo_runs(run_script, tmp_path, monkeypatch):
     """`make demo` itself takes minutes: here are its commands, in order, at smoke scale."""
     monkeypatch.chdir(tmp_path)
-    recipe = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    recipe = dry_run("demo")
     lines = recipe[recipe.index(".venv/bin/python teacher_rectified_flow.py") :].replace("\\\n", " ").splitlines()
     results = []
     for program, *arguments in map(shlex.split, lines):
