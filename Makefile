@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint app clean
+.PHONY: install demo test lint app results clean
 
 install: .venv/installed
 
@@ -39,6 +39,10 @@ lint: .venv/installed-dev
 
 app: install
 	$(BIN)/streamlit run app.py
+
+# The page of results, from docs/results.jsonl and the shipped models.
+results: install
+	$(BIN)/python benchmarks/results_page.py
 
 # Removes what `make` made; checkpoints, pairs and data of your own stay.
 clean:

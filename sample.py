@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from common import command_line
-from common.checkpoint import Checkpoint, load_checkpoint
+from common.checkpoint import load_checkpoint
 from common.comparison import comparison_table, draw_column, draw_comparison, require_comparable
 from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
@@ -58,9 +58,9 @@ def main() -> None:
         return
 
     checkpoint = load_checkpoint(args.checkpoint, precision.device)
-    refuse_settings_for_student(args, checkpoint)
+    command_line.refuse_settings_for_students(args, [checkpoint])
     settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
-    classes = chosen_classes(args.classes, checkpoint)
+    classes = command_line.chosen_classes(args.classes, checkpoint)
     batches = draw_blocks(checkpoint.model, args.seed, 0, args.num_images, classes, settings, precision=precision)
     blocks = -(-args.num_images // BLOCK_SIZE)
     pieces, calls = [], 0
@@ -88,7 +88,7 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
         for checkpoint in checkpoints
         if checkpoint.is_student
     }
-    classes = chosen_classes(args.classes, checkpoints[0])
+    classes = command_line.chosen_classes(args.classes, checkpoints[0])
     columns = []
     for checkpoint in tqdm(checkpoints, desc="sampling", unit="model"):
         base = pair_settings.get(checkpoint.sha256, checkpoint.settings)
@@ -97,29 +97,6 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     draw_comparison(columns, args.out, images_per_row=args.columns)
     print(comparison_table(columns))
     print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
-
-
-def chosen_classes(names: list[str] | None, checkpoint: Checkpoint) -> list[int]:
-    """Class numbers for `--classes`; all of the model's by default, none for an unconditional model."""
-    if names is None:
-        return list(range(len(checkpoint.class_names)))
-    if not checkpoint.class_names:
-        raise UserError(f"{checkpoint.path} is unconditional: it has no classes to choose from")
-    numbers = {str(number): number for number in range(len(checkpoint.class_names))}
-    numbers.update({name: number for number, name in enumerate(checkpoint.class_names)})  # a name wins over a number
-    unknown = [name for name in names if name not in numbers]
-    if unknown:
-        known = ", ".join(checkpoint.class_names)
-        raise UserError(f"{checkpoint.path} has no class {unknown[0]!r}: choose from {known}")
-    return [numbers[name] for name in names]
-
-
-def refuse_settings_for_student(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
-    given = (args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)
-    if checkpoint.is_student and any(value is not None for value in given):
-        raise UserError(
-            f"{checkpoint.path} is a {checkpoint.stage} student: its {checkpoint.settings.describe()} is all it can do"
-        )
 
 
 def save_npz(path: Path, images: torch.Tensor, labels: torch.Tensor, settings: dict) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -140,3 +140,29 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
             raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")
         base = replace(base, guidance_scale=1.0)
     return replace(base, **given)
+
+
+def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> None:
+    """Raises UserError where settings for a teacher were given and all of the models are students."""
+    given = (args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)
+    if all(checkpoint.is_student for checkpoint in checkpoints) and any(value is not None for value in given):
+        first = checkpoints[0]
+        raise UserError(f"{first.path} is a {first.stage} student: its {first.settings.describe()} is all it can do")
+
+
+def chosen_classes(names: Sequence[str] | None, checkpoint: Checkpoint) -> list[int]:
+    """Class numbers for `--classes`: all of the model's by default, none for an unconditional model.
+
+    Raises UserError for a class that the model does not have.
+    """
+    if names is None:
+        return list(range(len(checkpoint.class_names)))
+    if not checkpoint.class_names:
+        raise UserError(f"{checkpoint.path} is unconditional: it has no classes to choose from")
+    numbers = {str(number): number for number in range(len(checkpoint.class_names))}
+    numbers.update({name: number for number, name in enumerate(checkpoint.class_names)})  # a name wins over a number
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        known = ", ".join(checkpoint.class_names)
+        raise UserError(f"{checkpoint.path} has no class {unknown[0]!r}: choose from {known}")
+    return [numbers[name] for name in names]

@@ -15,10 +15,10 @@ from common.errors import UserError
 from common.files import atomic_write
 from common.images import image_grid
 from common.noise import BLOCK_SIZE
+from common.results import STAGE_NAMES
 from common.sampling import SamplingSettings, balanced_labels, draw_blocks
+from common.tables import text_table
 from common.unet import count_values
-
-STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
 
 
 @dataclass
@@ -82,7 +82,7 @@ def comparison_table(columns: list[Column]) -> str:
     """
     teacher = next((column for column in columns if not column.checkpoint.is_student), None)
     header = ("model", "parameters", "MB", "NFE", "s/image", "speed-up", "MSE to teacher", "of variance")
-    rows = [header]
+    rows = []
     for column in columns:
         speed_up, error, share = "", "", ""
         if teacher:
@@ -94,15 +94,7 @@ def comparison_table(columns: list[Column]) -> str:
         size = column.checkpoint.path.stat().st_size / 1e6
         cost = (f"{column.network_calls:g}", f"{column.seconds_per_image:.4f}", speed_up)
         rows.append((column.name, f"{count_values(column.checkpoint.model):,}", f"{size:.2f}", *cost, error, share))
-    widths = [max(len(row[index]) for row in rows) for index in range(len(header))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    return text_table(header, rows)
 
 
 def cost_in_words(column: Column, teacher_seconds: float | None) -> list[str]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common import shapes
 from common.errors import UserError
 from common.files import atomic_write
-from common.images import to_float
+from common.images import open_rgb, to_float
 from common.noise import derive_seed
 
 DATA_SETS = ("cifar10", "folder", "shapes")
@@ -199,21 +199,12 @@ def _decode(files: list[Path], image_size: int, crop: bool) -> Tensor:
 
 
 def _decode_one(file: Path, image_size: int, crop: bool) -> np.ndarray:
-    with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            # Converting a transparent image to RGB directly would show whatever colour hides behind the transparency.
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-        if crop:
-            if min(image.size) < image_size:
-                raise ValueError(f"{file} is smaller than {image_size} x {image_size}")
-            left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
-            image = image.crop((left, top, left + image_size, top + image_size))
-        elif image.size != (image_size, image_size):
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
-        return np.asarray(image).transpose(2, 0, 1)
+    image = open_rgb(file)
+    if crop:
+        if min(image.size) < image_size:
+            raise ValueError(f"{file} is smaller than {image_size} x {image_size}")
+        left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
+        image = image.crop((left, top, left + image_size, top + image_size))
+    elif image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+    return np.asarray(image).transpose(2, 0, 1)

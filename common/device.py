@@ -1,5 +1,7 @@
 """The device and the arithmetic precision of a run."""
 
+import os
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -47,3 +49,13 @@ def has_bf16_arithmetic(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def describe_machine(device: torch.device) -> str:
+    """The GPU, or the processor with its cores and the vector instructions that decide its speed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    features = torch.cpu.get_capabilities()
+    name = features.get("cpu_name") or platform.processor() or platform.machine()
+    extensions = [extension for extension in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if features.get(extension)]
+    return ", ".join([name, f"{os.cpu_count()} cores", *extensions[:1]])

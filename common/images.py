@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -29,6 +30,20 @@ def image_grid(images: Tensor, columns: int, padding: int = 2) -> Image.Image:
 def enlarged(picture: Image.Image, factor: int) -> Image.Image:
     """Nearest neighbour: every pixel stays a sharp square."""
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def open_rgb(file: str | Path) -> Image.Image:
+    """A picture file in any mode as upright RGB; what is transparent becomes white."""
+    with Image.open(file) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            # Converting a transparent image to RGB directly would show whatever colour hides behind the transparency.
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:

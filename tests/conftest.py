@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -96,12 +97,55 @@ def make_teacher(tmp_path):
             "arguments": {"label_dropout": label_dropout},
             "step": 0,
             "training_flop": 0,
+            "images_seen": 0,
             "code_version": "test",
         }
         save_checkpoint(path, random_network(config, seed), header)
         return path
 
     return make
+
+
+class RandomInception(torch.nn.Module):
+    """Stands in for torch-fidelity's Inception: the same interface and layers, small, with random weights."""
+
+    FEATURE_COUNT = 16
+
+    def __init__(self, name, features_list, feature_extractor_weights_path):
+        super().__init__()
+        self.first = BasicConv2d(3, 12, kernel_size=3, stride=2)
+        self.second = BasicConv2d(12, self.FEATURE_COUNT, kernel_size=3, stride=2)
+        self.fc = torch.nn.Linear(self.FEATURE_COUNT, 10)
+        if feature_extractor_weights_path is not None:
+            self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
+        self.eval()
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return (self.second(self.first(images / 128 - 1)).amax((2, 3)),)
+
+
+@pytest.fixture
+def random_inception(tmp_path, monkeypatch) -> Path:
+    """Makes every script use a small random network in the place of Inception; the path of its weights."""
+    monkeypatch.setattr("common.inception.FeatureExtractorInceptionV3", RandomInception)
+    monkeypatch.setattr("common.inception.FEATURE_COUNT", RandomInception.FEATURE_COUNT)
+    monkeypatch.setattr("common.feature_store.FEATURE_COUNT", RandomInception.FEATURE_COUNT)
+    return save_random_inception(tmp_path / "inception.pth")
+
+
+def save_random_inception(path: Path, with_classifier: bool = False) -> Path:
+    torch.manual_seed(0)
+    network = RandomInception("", ["2048"], None)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # folding must matter
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    if not with_classifier:
+        torch.nn.init.zeros_(network.fc.weight)
+    torch.save(network.state_dict(), path)
+    return path
 
 
 def folder_contents(folder: Path) -> dict[str, bytes]:

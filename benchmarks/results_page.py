@@ -1,0 +1,170 @@
+"""Write docs/results.md and its figure from docs/results.jsonl and the shipped checkpoints.
+
+    python benchmarks/results_page.py
+
+The page shows what `compute_fid.py --output docs/results.jsonl` measured of the models that are in
+checkpoints/pretrained/ now, by their hash; results of earlier models follow in tables of their own. No figure on it is
+typed by hand but those in docs/published.json, which come from papers.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common.checkpoint import Checkpoint, load_checkpoint
+from common.command_line import run
+from common.files import write_text
+from common.results import (
+    HEADER,
+    STAGE_NAMES,
+    comparable_groups,
+    draw_fid_curve,
+    group_title,
+    read_results,
+    table_rows,
+)
+from common.tables import markdown_table
+from common.unet import count_values
+
+ROOT = Path(__file__).parent.parent
+PAGE = "docs/results.md"
+FIGURES = {"nfe": "docs/fid_against_network_calls.png", "training_flop": "docs/fid_against_training_flop.png"}
+STAGES = list(STAGE_NAMES)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT, help="folder in which docs/ is written")
+    return parser.parse_args()
+
+
+def main() -> None:
+    out = parse_args().out
+    results = read_results(ROOT / "docs" / "results.jsonl")
+    shipped = [load_checkpoint(path) for path in sorted((ROOT / "checkpoints" / "pretrained").glob("*.safetensors"))]
+    shipped.sort(key=lambda checkpoint: STAGES.index(checkpoint.stage))
+    hashes = {checkpoint.sha256 for checkpoint in shipped}
+    current = [result for result in results if result["checkpoint"] in hashes]
+    earlier = [result for result in results if result["checkpoint"] not in hashes]
+
+    sections = [INTRODUCTION, shipped_section(shipped)]
+    sections += [group_section(group) for group in comparable_groups(current)]
+    sections += curve_sections(current, results, out)
+    sections += [f"## Earlier: {group_title(group)}\n\n{results_table(group)}" for group in comparable_groups(earlier)]
+    sections.append(published_section())
+    write_text(out / PAGE, "\n\n".join(sections) + "\n")
+    print(out / PAGE)
+
+
+INTRODUCTION = """# Results
+
+Written by `make results` from [results.jsonl](results.jsonl), which holds a JSON line for each measurement with all
+that is needed to repeat it. FID falls as the number of samples rises, and depends on the reference: figures compare
+within a table, not across tables. KID is the mean over 100 subsets of 1,000; precision and recall are for k = 3 and
+10,000 images of each side. *JPEG CIFAR-10* is the 50,000 training images as JPEG files (quality 75, 4:2:0 chroma):
+figures against it are not those of the published protocol, which takes the originals."""
+
+
+def shipped_section(shipped: Sequence[Checkpoint]) -> str:
+    rows = [
+        (
+            f"`{checkpoint.path.name}`",
+            STAGE_NAMES[checkpoint.stage],
+            f"`{checkpoint.sha256[:12]}`",
+            f"{count_values(checkpoint.model):,}",
+            f"{checkpoint.path.stat().st_size / 1e6:.2f}",
+            f"{checkpoint.header['training_flop']:.3g}",
+            f"{checkpoint.header['images_seen']:,}",
+        )
+        for checkpoint in shipped
+    ]
+    header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP", "images seen")
+    return f"## What is shipped\n\n{markdown_table(header, rows)}"
+
+
+def group_section(group: Sequence[dict]) -> str:
+    group = in_reading_order(group)
+    machines = sorted({f"{result['machine']}, {result['arithmetic']}" for result in group})
+    commands = "\n".join(commands_of(group))
+    return (
+        f"## {group_title(group)}\n\n{results_table(group)}\n\nMeasured on: {'; '.join(machines)}. The commands:\n\n"
+        f"```bash\n{commands}\n```"
+    )
+
+
+def in_reading_order(group: Sequence[dict]) -> list[dict]:
+    return sorted(group, key=lambda result: (STAGES.index(result["stage"]), -result["nfe"], result["seed"]))
+
+
+def results_table(group: Sequence[dict]) -> str:
+    return markdown_table(HEADER, table_rows(group))
+
+
+def commands_of(group: Sequence[dict]) -> list[str]:
+    """A command for each way of running, over all the checkpoints that were run so."""
+    files: dict[str, list[str]] = {}
+    for result in group:
+        files.setdefault(options_of(result), []).append(f"checkpoints/pretrained/{result['name']}")
+    return [f"python compute_fid.py {' '.join(names)} \\\n    {options}" for options, names in files.items()]
+
+
+def options_of(result: dict) -> str:
+    options = []
+    if result["stage"] == "teacher":
+        low, high = result["guidance_interval"]
+        options.append(f"--solver {result['solver']} --num-steps {result['num_steps']}")
+        options.append(f"--guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}")
+    options.append(f"--num-samples {result['num_samples']} --seed {result['seed']}")
+    if result["classes"]:
+        options.append("--classes " + " ".join(result["classes"]))
+    options.append(f"--batch-size {result['batch_size']} --precision {result['arithmetic']}")
+    if result["reference"].startswith("cifar10"):
+        options.append(f"--reference {result['reference']}")
+    else:
+        options.append(f'--reference FOLDER --reference-name "{result["reference"]}"')
+    return " ".join(options)
+
+
+def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) -> list[str]:
+    """A figure for each axis along which a teacher was measured more than once."""
+    sections = []
+    for axis, candidates, title in (
+        ("nfe", current, "FID against network calls"),
+        ("training_flop", [result for result in results if result["stage"] == "teacher"], "FID against training FLOP"),
+    ):
+        groups = [in_reading_order(group) for group in comparable_groups(candidates)]
+        curves = [group for group in groups if len({result[axis] for result in group}) > 2]
+        if curves:
+            group = max(curves, key=len)
+            draw_fid_curve(group, out / FIGURES[axis], axis)
+            sections.append(f"## {title}\n\n![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})")
+    return sections
+
+
+def published_section() -> str:
+    published = json.loads((ROOT / "docs" / "published.json").read_text(encoding="utf-8"))
+    rows = [
+        (
+            entry["model"],
+            entry["parameters"],
+            str(entry["nfe"]),
+            entry["fid"],
+            entry["samples"],
+            entry["reference"],
+            f"[{entry['source']}]({entry['url']})",
+        )
+        for entry in published
+    ]
+    header = ("model", "parameters", "NFE", "FID", "samples", "reference", "source")
+    return (
+        "## Published figures\n\nOf other models, from their papers; not by the protocol of the tables above.\n\n"
+        + markdown_table(header, rows)
+    )
+
+
+if __name__ == "__main__":
+    run(main)

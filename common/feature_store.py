@@ -1,0 +1,102 @@
+"""Inception features on disk, in parts: an interrupted extraction goes on, and nothing is extracted twice."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from common.files import atomic_write, canonical_json
+from common.image_sets import ImageSet
+from common.inception import FEATURE_COUNT, Inception
+
+PART_SIZE = 1024
+"""Images of one file: at most so many are lost when the program is killed."""
+
+
+@dataclass
+class Features:
+    """The features of the first images of a set, and what it took to make them."""
+
+    values: Tensor
+    """(N, 2048), float32."""
+    network_calls: float
+    """NFE: network evaluations behind one image, by the sampler's count; 0 for images that were not sampled."""
+    seconds: float
+    """Drawing or reading the images, and extracting, added up over the calls that it took."""
+
+
+class FeatureStore:
+    """The features of image sets under one folder, which may be deleted at any time.
+
+    A set's sub-folder is named by the hash of what its features are a function of: the content of the images, or the
+    model and how it is run, and the Inception weights. So what is found there is never stale.
+    """
+
+    def __init__(self, folder: Path, inception: Inception):
+        self.folder = folder
+        self.inception = inception
+
+    def place(self, images: ImageSet) -> Path:
+        """The sub-folder of a set."""
+        return self.folder / hashlib.sha256(self._identity(images).encode()).hexdigest()[:16]
+
+    def features(self, images: ImageSet, count: int) -> Features:
+        """The features of images 0 ... count - 1 of the set: those on disk, and the others extracted and stored."""
+        values = torch.empty(count, FEATURE_COUNT)
+        network_calls = seconds = 0.0
+        reading = tqdm(total=count, desc=images.verb, unit="image", position=0)
+        extracting = tqdm(total=count, desc="Inception features", unit="image", position=1)
+        with reading, extracting:
+            for start in range(0, count, PART_SIZE):
+                size = min(PART_SIZE, count - start)
+                path = self.place(images) / f"part_{start // PART_SIZE:05d}.safetensors"
+                part = self._read(path, images, size)
+                if part is None:
+                    part = self._extract(images, start, size, reading, extracting)
+                    self._write(path, images, part)
+                else:
+                    for bar in (reading, extracting):  # what was there already says nothing about the time left
+                        bar.initial += size
+                        bar.update(size)
+                values[start : start + size] = part.values
+                network_calls += part.network_calls * size
+                seconds += part.seconds
+        return Features(values, network_calls / count, seconds)
+
+    def _extract(self, images: ImageSet, start: int, count: int, reading: tqdm, extracting: tqdm) -> Features:
+        values, network_calls, begin = [], 0, time.perf_counter()
+        for batch, calls in images.batches(start, count):
+            reading.update(len(batch))
+            network_calls += calls * len(batch)
+            values.append(self.inception(batch))
+            extracting.update(len(batch))
+        return Features(torch.cat(values), network_calls / count, time.perf_counter() - begin)
+
+    def _identity(self, images: ImageSet) -> str:
+        return canonical_json({"images": images.identity, "inception": self.inception.sha256, "format": 1})
+
+    def _write(self, path: Path, images: ImageSet, part: Features) -> None:
+        cost = {"network_calls": part.network_calls, "seconds": part.seconds}
+        with atomic_write(path) as temporary:
+            metadata = {"identity": self._identity(images), "cost": canonical_json(cost)}
+            temporary.write_bytes(save({"features": part.values}, metadata=metadata))
+
+    def _read(self, path: Path, images: ImageSet, count: int) -> Features | None:
+        """The first `count` of a stored part; None where it is missing, damaged, of another set or too short."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                values = file.get_tensor("features")
+        except (OSError, SafetensorError):
+            return None
+        if metadata.get("identity") != self._identity(images) or len(values) < count:
+            return None
+        cost = json.loads(metadata["cost"])
+        return Features(values[:count], cost["network_calls"], cost["seconds"] * count / len(values))

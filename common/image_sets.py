@@ -1,0 +1,232 @@
+"""What can be measured, and what it can be measured against: samples of a model, image folders, arrays of images."""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import Checkpoint
+from common.data import load_images
+from common.device import Precision
+from common.errors import UserError
+from common.files import read_tensor_file
+from common.images import open_rgb, to_uint8
+from common.noise import BLOCK_SIZE, derive_seed
+from common.sampling import SamplingSettings, draw_blocks
+
+MODEL_KEYS = (
+    *("name", "stage", "checkpoint", "images_sha256", "guide"),
+    *("solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "classes"),
+    *("batch_size", "device", "arithmetic", "training_flop", "images_seen"),
+)
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+class ImageSet(Protocol):
+    """Images in a fixed order, read a batch at a time."""
+
+    name: str
+    verb: str
+    """What reading them is, for a progress bar."""
+    identity: dict
+    """What the images are a function of, as JSON values."""
+    count: int | None
+    """None where there is no end."""
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+
+    def batches(self, start: int, count: int) -> Iterator[tuple[Tensor, int]]:
+        """Images start ... start + count - 1 as uint8 (n, 3, H, W), and the network evaluations behind each of them."""
+        ...
+
+    def describe(self) -> dict:
+        """What a result says of them: the same keys for every kind of images, None where they say nothing."""
+        ...
+
+
+class ModelSamples:
+    """The samples of a seed: endless, and each the same however many are drawn."""
+
+    verb = "sampling"
+    count = None
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: SamplingSettings,
+        seed: int,
+        classes: Sequence[int],
+        precision: Precision,
+        batch_size: int = BLOCK_SIZE,
+    ):
+        self.checkpoint, self.settings, self.seed, self.classes = checkpoint, settings, seed, list(classes)
+        self.precision, self.batch_size = precision, batch_size
+        self.name = str(checkpoint.path)
+        self.image_size = tuple(checkpoint.model.config.image_shape[1:])
+        self.identity = {
+            "checkpoint": checkpoint.sha256,
+            "settings": settings.to_dict(),
+            "seed": seed,
+            "classes": self.classes,
+            # Rounding depends on these; a part of one run must not stand beside a part of another.
+            "device": precision.device.type,
+            "precision": precision.name,
+            "batch_size": batch_size,
+        }
+
+    def batches(self, start: int, count: int) -> Iterator[tuple[Tensor, int]]:
+        batches = draw_blocks(
+            self.checkpoint.model,
+            self.seed,
+            start,
+            count,
+            self.classes,
+            self.settings,
+            precision=self.precision,
+            batch_size=self.batch_size,
+        )
+        for batch in batches:
+            yield to_uint8(batch.images), batch.network_calls
+
+    def describe(self) -> dict:
+        checkpoint = self.checkpoint
+        every_class = self.classes == list(range(len(checkpoint.class_names)))
+        return {
+            "name": checkpoint.path.name,
+            "stage": checkpoint.stage,
+            "checkpoint": checkpoint.sha256,
+            "images_sha256": None,
+            "guide": None,
+            **self.settings.to_dict(),
+            "seed": self.seed,
+            "classes": None if every_class else [checkpoint.class_names[number] for number in self.classes],
+            "batch_size": self.batch_size,
+            "device": self.precision.device.type,
+            "arithmetic": self.precision.name,
+            "training_flop": checkpoint.header["training_flop"],
+            "images_seen": checkpoint.header["images_seen"],
+        }
+
+
+class StoredImages:
+    """Images that exist already. `sha256` is that of their pixels, in order, whatever the files that they came in."""
+
+    verb = "reading"
+
+    def __init__(self, name: str, images: "Tensor | PictureFiles"):
+        """`images`: uint8 (N, 3, H, W), N > 0, or what gives such a tensor for a slice."""
+        self.name, self.images, self.count = name, images, len(images)
+        self.image_size = tuple(images[:1].shape[2:])
+        digest = hashlib.sha256(repr(self.image_size).encode())
+        bar = tqdm(total=self.count, desc=f"reading {name}", unit="image", leave=False)
+        with bar:
+            for batch, _ in self.batches(0, self.count):
+                digest.update(batch.numpy())
+                bar.update(len(batch))
+        self.sha256 = digest.hexdigest()
+        self.identity = {"pixels": self.sha256}
+
+    def batches(self, start: int, count: int) -> Iterator[tuple[Tensor, int]]:
+        for first in range(start, start + count, BLOCK_SIZE):
+            yield self.images[first : min(first + BLOCK_SIZE, start + count)].contiguous(), 0
+
+    def describe(self) -> dict:
+        return dict.fromkeys(MODEL_KEYS) | {"name": self.name, "images_sha256": self.sha256}
+
+
+class PictureFiles:
+    """Picture files as a sequence of images uint8 (N, 3, H, W): a slice decodes its files.
+
+    Nothing is resized, since that alone moves FID (Parmar et al. 2022): all must have the same size.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
+
+    @classmethod
+    def below(cls, folder: Path) -> "PictureFiles":
+        """Every picture in a folder and its sub-folders, in sorted order. Raises UserError where there is none."""
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+        if not files:
+            raise UserError(f"there are no pictures in {folder}")
+        return cls(files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: slice | Tensor) -> "Tensor | PictureFiles":
+        """The images of a slice; for a tensor of positions, those files."""
+        if isinstance(index, Tensor):
+            return PictureFiles([self.files[position] for position in index.tolist()])
+        pixels = np.stack([self._decode(file) for file in self.files[index]])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _decode(self, file: Path) -> np.ndarray:
+        picture, first = self._open(file), self._first_size
+        if picture.size != first:
+            raise UserError(
+                f"{file} is {picture.width} x {picture.height}, {self.files[0]} is {first[0]} x {first[1]}: "
+                "the pictures of a folder must have one size"
+            )
+        return np.asarray(picture)
+
+    @cached_property
+    def _first_size(self) -> tuple[int, int]:
+        return self._open(self.files[0]).size
+
+    def _open(self, file: Path) -> Image.Image:
+        try:
+            return open_rgb(file)
+        except Exception:  # Pillow's decoders raise a dozen kinds for damaged files
+            raise UserError(f"cannot read the picture {file}") from None
+
+
+def load_image_set(path: Path, count: int | None = None, seed: int = 0) -> StoredImages:
+    """The images in a folder, or in an .npz with `arr_0`, uint8 (N, H, W, 3), as `sample.py` writes it.
+
+    With `count`, a random subset of that size, since the files of a folder often come class by class.
+    Raises UserError for what is missing, empty, damaged or of another kind, and for fewer images than `count`.
+    """
+    images = PictureFiles.below(path) if path.is_dir() else read_npz(path)
+    if count is not None and count > len(images):
+        raise UserError(f"{path} has {len(images):,} images, fewer than the {count:,} that were asked for")
+    if count is not None and count < len(images):
+        generator = torch.Generator().manual_seed(derive_seed("subset", seed))
+        images = images[torch.randperm(len(images), generator=generator)[:count].sort().values]
+    return StoredImages(path.resolve().name, images)
+
+
+def read_npz(path: Path) -> Tensor:
+    """`arr_0` of an .npz as uint8 (N, 3, H, W)."""
+    pixels = read_tensor_file(path, ".npz of images", _read_arr_0)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
+        raise UserError(f"{path}: arr_0 must be uint8 (N, height, width, 3), not {pixels.dtype} {pixels.shape}")
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _read_arr_0(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as file:
+        return file["arr_0"]
+
+
+def load_cifar10(name: str, data_dir: Path) -> StoredImages:
+    """`cifar10`: the 50,000 training images. `cifar10-jpeg`: the same, each through a JPEG file of quality 75."""
+    images = load_images("cifar10", data_dir).images
+    if name == "cifar10-jpeg":
+        images = torch.stack([through_jpeg(image) for image in tqdm(images, desc="JPEG", unit="image", leave=False)])
+    return StoredImages(name, images)
+
+
+def through_jpeg(image: Tensor, quality: int = 75) -> Tensor:
+    """One uint8 image (3, H, W) compressed and decompressed in memory, with 4:2:0 chroma subsampling."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, format="JPEG", quality=quality, subsampling="4:2:0")
+    return torch.from_numpy(np.asarray(Image.open(buffer)).copy()).permute(2, 0, 1)

@@ -1,0 +1,141 @@
+"""Measured results: one JSON line each, with what is needed to repeat it, and the tables and figures made of them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import atomic_write, canonical_json, write_text
+from common.sampling import SamplingSettings
+
+STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
+CIRCUMSTANCES = ("machine", "seconds", "versions")
+"""What may differ between two lines about the same measurement."""
+HEADER = ("model", "run", "NFE", "FID", "KID x 1000", "precision", "recall", "seed")
+MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
+
+
+def read_results(path: Path) -> list[dict]:
+    """The results in a JSON-lines file; none without the file. Raises UserError for a line that is not a result."""
+    if not path.exists():
+        return []
+    results = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            result = json.loads(line)
+            result["num_samples"], result["reference"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"line {number} of {path} is not a result of this project") from None
+        results.append(result)
+    return results
+
+
+def append_result(path: Path, result: dict) -> bool:
+    """Adds a line, atomically; returns False where the same measurement with the same outcome is there already."""
+    known = {_measurement(other) for other in read_results(path)}
+    if _measurement(result) in known:
+        return False
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, text + json.dumps(result) + "\n")
+    return True
+
+
+def _measurement(result: dict) -> str:
+    return canonical_json({key: value for key, value in result.items() if key not in CIRCUMSTANCES})
+
+
+def name_of(result: dict) -> str:
+    """What was measured, for a table: a stage of this project, or the name of a folder or file."""
+    return STAGE_NAMES.get(result["stage"], result["name"])
+
+
+def run_of(result: dict) -> str:
+    """How a teacher was run; a student is its own way to run."""
+    if result["stage"] is None:
+        return ""
+    names = ("solver", "num_steps", "guidance_scale", "guidance_interval")
+    return SamplingSettings(**{name: result[name] for name in names}).describe()
+
+
+def comparable_groups(results: Sequence[dict]) -> list[list[dict]]:
+    """The results with one sample count, reference and Inception together: FID at different counts does not compare."""
+    groups: dict[tuple, list[dict]] = {}
+    for result in results:
+        key = tuple(result[name] for name in ("num_samples", "reference_sha256", "inception_sha256"))
+        groups.setdefault(key, []).append(result)
+    return list(groups.values())
+
+
+def group_title(group: Sequence[dict]) -> str:
+    first = group[0]
+    images = f" ({first['reference_count']:,} images)" if first["reference_count"] else ""
+    return f"{first['num_samples']:,} samples against {first['reference']}{images}"
+
+
+def table_rows(group: Sequence[dict]) -> list[tuple[str, ...]]:
+    """A row under `HEADER` for each result; what was not measured stays empty."""
+    return [
+        (
+            name_of(result),
+            run_of(result),
+            f"{result['nfe']:g}" if result["nfe"] else "",
+            _number(result["fid"], 2),
+            _number(result["kid"], 2, scale=1000),
+            _number(result["precision"], 3),
+            _number(result["recall"], 3),
+            "" if result["seed"] is None else str(result["seed"]),
+        )
+        for result in group
+    ]
+
+
+def _number(value: float | None, digits: int, scale: float = 1) -> str:
+    return "" if value is None else f"{scale * value:.{digits}f}"
+
+
+def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None:
+    """FID over `nfe` or `training_flop`: a line for each model and way of running it, a lone marker for a single point.
+
+    Readable without colour: each series has a marker and a line style of its own, each point its value.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
+    series: dict[str, list[dict]] = {}
+    for result in group:
+        key = tuple(result[name] for name in ("stage", "solver", "guidance_scale", "guidance_interval", constant))
+        series.setdefault(canonical_json(key), []).append(result)
+
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for index, results in enumerate(series.values()):
+        results.sort(key=lambda result: result[axis])
+        x, y = [result[axis] for result in results], [result["fid"] for result in results]
+        style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+        axes.plot(x, y, label=_series_label(results, axis), markersize=8, **style)
+        for point in zip(x, y, strict=True):
+            axes.annotate(f"{point[1]:.1f}", point, xytext=(7, 5), textcoords="offset points", fontsize=9)
+    axes.set(xscale="log", yscale="log", title=group_title(group), ylabel="FID (lower is better)")
+    axes.set_xlabel({"nfe": "network calls behind an image (NFE)", "training_flop": "training FLOP"}[axis])
+    if axis == "nfe":
+        axes.set_xticks(sorted({result["nfe"] for result in group}), minor=False)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.margins(x=0.1, y=0.12)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def _series_label(results: Sequence[dict], axis: str) -> str:
+    first = results[0]
+    if first["stage"] in (None, "one_step", "four_step"):
+        return name_of(first)
+    if axis == "training_flop" or len(results) == 1:
+        return f"{name_of(first)}, {run_of(first)}"
+    guided = run_of(first).partition(", ")[2]
+    return ", ".join(filter(None, (name_of(first), first["solver"], guided)))

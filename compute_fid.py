@@ -1,0 +1,218 @@
+"""Measure generated images: FID, KID, precision and recall, and the Inception Score, of checkpoints or of image files.
+
+Reads   checkpoints, or image folders, or .npz files with `arr_0` (uint8, N x H x W x 3) from any other model
+        --reference: `cifar10`, `cifar10-jpeg`, an image folder, or an .npz of statistics (`mu`, `sigma`)
+Writes  a table; --output: one JSON line a result, appended; with --sweep also --figure
+        --features: the Inception features, so that an interrupted run goes on; may be deleted at any time
+
+The published protocol   python compute_fid.py checkpoints/pretrained/student.safetensors
+Another model's images   python compute_fid.py samples/theirs.npz
+FID against steps        python compute_fid.py checkpoints/pretrained/{teacher,four_step,student}.safetensors \\
+                             --solver euler --sweep 1 2 4 8 16 32
+Smoke                    python compute_fid.py checkpoints/pretrained/student.safetensors --num-samples 64 --kid-only
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch_fidelity
+
+from common import command_line, metrics
+from common.checkpoint import code_version, load_checkpoint
+from common.device import Precision, choose_device, choose_precision, describe_machine
+from common.errors import UserError
+from common.feature_store import Features, FeatureStore
+from common.image_sets import ModelSamples, StoredImages, load_image_set
+from common.inception import FEATURE_COUNT, Inception
+from common.noise import BLOCK_SIZE
+from common.reference import Reference, open_reference, reference_features
+from common.results import (
+    HEADER,
+    append_result,
+    comparable_groups,
+    draw_fid_curve,
+    group_title,
+    read_results,
+    table_rows,
+)
+from common.tables import text_table
+
+ENOUGH_SAMPLES = 10_000
+
+
+def parse_args() -> argparse.Namespace:
+    parser = command_line.ArgumentParser(__doc__)
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="checkpoint, image folder or .npz")
+    parser.add_argument(
+        "--num-samples",
+        type=command_line.bounded(int, low=2),
+        help="samples of each model (default: 50000), or a random subset of stored images (default: all of them)",
+    )
+    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise, or of the subset")
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
+    parser.add_argument("--batch-size", type=command_line.COUNT, default=BLOCK_SIZE, help="samples drawn at a time")
+    parser.add_argument("--sweep", type=step_counts, metavar="1,2,4,...", help="run the teachers with each --num-steps")
+    parser.add_argument("--kid-only", action="store_true", help="KID alone, which few samples suffice for")
+    group = parser.add_argument_group("reference")
+    group.add_argument("--reference", default="cifar10", help="cifar10, cifar10-jpeg, an image folder, or an .npz")
+    group.add_argument("--reference-name", metavar="NAME", help="what to call it in the results (default: its name)")
+    group.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 is, or is downloaded to")
+    group.add_argument(
+        "--inception-weights", type=Path, metavar="FILE", help="in torch-fidelity's format (default: downloaded once)"
+    )
+    group = parser.add_argument_group("files")
+    group.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
+    group.add_argument("--figure", type=Path, default=Path("fid_sweep.png"), help="the figure of --sweep")
+    group.add_argument("--features", type=Path, default=Path("data/features"), help="folder of extracted features")
+    command_line.add_sampling_arguments(parser)
+    command_line.add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def step_counts(text: str) -> list[int]:
+    """An argparse type: "1,2,4" to [1, 2, 4]."""
+    return [command_line.COUNT(part) for part in text.split(",")]
+
+
+def main() -> None:
+    args = parse_args()
+    precision = choose_precision(args.precision, choose_device(args.device))
+    if args.output:
+        read_results(args.output)  # a damaged file is found now, not after hours
+
+    subjects = open_subjects(args, precision)
+    reference = open_reference(args.reference, args.reference_name, args.data_dir)
+    refuse_what_cannot_be_measured(subjects, reference, args.kid_only)
+    inception = Inception(args.inception_weights, precision.device)
+    say_what_is_left_out(subjects, reference, inception, args.kid_only)
+
+    store = FeatureStore(args.features, inception)
+    features_of_reference, statistics_of_reference = None, reference.statistics
+    if reference.images:
+        features_of_reference, statistics_of_reference = reference_features(reference.images, store)
+
+    results = []
+    for images, count in subjects:
+        features = store.features(images, count)
+        outcome = measure(features.values, features_of_reference, statistics_of_reference, inception, args.kid_only)
+        result = images.describe() | outcome | circumstances(count, features, reference, inception, precision)
+        results.append(result)
+        if args.output and not append_result(args.output, result):
+            print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
+
+    for group in comparable_groups(results):
+        print(f"\n{group_title(group)}\n{text_table(HEADER, table_rows(group))}")
+    if args.sweep:
+        draw_fid_curve(comparable_groups(results)[0], args.figure)
+        print(f"\n{args.figure}: FID against network calls")
+
+
+def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[ModelSamples | StoredImages, int]]:
+    """What is to be measured, with the number of its images; a teacher once for each of the --sweep."""
+    is_model = [path.suffix == ".safetensors" for path in args.inputs]
+    checkpoints = [
+        load_checkpoint(path, precision.device) for path, model in zip(args.inputs, is_model, strict=True) if model
+    ]
+    command_line.refuse_settings_for_students(args, checkpoints)
+    if args.sweep and not (all(is_model) and args.num_steps is None and not args.kid_only):
+        raise UserError(
+            "--sweep is of checkpoints, draws FID, and says how many steps: without --kid-only, --num-steps"
+        )
+
+    subjects = []
+    for checkpoint in checkpoints:
+        settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
+        classes = command_line.chosen_classes(args.classes, checkpoint)
+        step_counts = args.sweep if args.sweep and not checkpoint.is_student else [settings.num_steps]
+        for num_steps in step_counts:
+            how = replace(settings, num_steps=num_steps)
+            images = ModelSamples(checkpoint, how, args.seed, classes, precision, args.batch_size)
+            subjects.append((images, args.num_samples or 50_000))
+    for path, model in zip(args.inputs, is_model, strict=True):
+        if not model:
+            images = load_image_set(path, args.num_samples, args.seed)
+            subjects.append((images, images.count))
+    return subjects
+
+
+def refuse_what_cannot_be_measured(subjects: list[tuple], reference: Reference, kid_only: bool) -> None:
+    if kid_only and not reference.images:
+        raise UserError(f"KID needs images to compare with, and {reference.name} has statistics only")
+    counted = [(images.name, count) for images, count in subjects]
+    if reference.images:
+        counted.append((reference.name, reference.count))
+    for name, count in counted:
+        if count <= FEATURE_COUNT and not kid_only:
+            raise UserError(
+                f"{name}: {count:,} images leave the covariance of {FEATURE_COUNT:,} features singular; FID needs more "
+                f"than {FEATURE_COUNT:,} (--kid-only needs fewer)"
+            )
+    for images, _ in subjects:
+        if reference.images and images.image_size != reference.images.image_size:
+            ours, theirs = (f"{width} x {height}" for height, width in (images.image_size, reference.images.image_size))
+            raise UserError(f"the images of {images.name} are {ours}, those of {reference.name} {theirs}")
+
+
+def say_what_is_left_out(subjects: list[tuple], reference: Reference, inception: Inception, kid_only: bool) -> None:
+    fewest = min(count for _, count in subjects)
+    if fewest < ENOUGH_SAMPLES and not kid_only:
+        print(
+            f"warning: FID is biased upwards by about c / n; {fewest:,} samples are few, and their FID compares only "
+            "with FIDs of as many samples",
+            file=sys.stderr,
+        )
+    if not reference.images:
+        print(f"{reference.name} holds statistics only: no KID, precision or recall", file=sys.stderr)
+    if inception.classifier is None and not kid_only:
+        print("these Inception weights have no classifier (fc is zero): no Inception Score", file=sys.stderr)
+
+
+def measure(
+    features: torch.Tensor,
+    reference: torch.Tensor | None,
+    statistics_of_reference: metrics.Statistics,
+    inception: Inception,
+    kid_only: bool,
+) -> dict:
+    """Every metric by name; None for what cannot be had."""
+    names = ("fid", "kid", "kid_std", "precision", "recall", "precision_recall_samples", "inception_score")
+    values = dict.fromkeys(names)
+    if reference is not None:
+        values["kid"], values["kid_std"] = metrics.kernel_inception_distance(features, reference)
+    if kid_only:
+        return values
+    values["fid"] = metrics.frechet_inception_distance(metrics.statistics(features), statistics_of_reference)
+    if reference is not None:
+        side = metrics.precision_and_recall(features, reference)
+        values["precision"], values["recall"], values["precision_recall_samples"] = side
+    if inception.classifier is not None:
+        values["inception_score"] = metrics.inception_score(features, inception.classifier)
+    return values
+
+
+def circumstances(
+    count: int, features: Features, reference: Reference, inception: Inception, precision: Precision
+) -> dict:
+    """What it takes to repeat a result, beside what was measured."""
+    return {
+        "nfe": features.network_calls,
+        "num_samples": count,
+        "reference": reference.name,
+        "reference_sha256": reference.sha256,
+        "reference_count": reference.count,
+        "inception_sha256": inception.sha256,
+        "seconds": round(features.seconds, 1),
+        "machine": describe_machine(precision.device),
+        "versions": {
+            "code": code_version(),
+            "torch": torch.__version__,
+            "torch_fidelity": torch_fidelity.__version__,
+        },
+    }
+
+
+if __name__ == "__main__":
+    command_line.run(main)
