@@ -112,8 +112,8 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     for index, results in enumerate(series.values()):
         results.sort(key=lambda result: result[axis])
         x, y = [result[axis] for result in results], [result["fid"] for result in results]
-        style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
-        axes.plot(x, y, label=_series_label(results, axis), markersize=8, **style)
+        line = LINE_STYLES[index % len(LINE_STYLES)] if len(x) > 1 else ""
+        axes.plot(x, y, line, marker=MARKERS[index % len(MARKERS)], markersize=8, label=_series_label(results, axis))
         for point in zip(x, y, strict=True):
             axes.annotate(f"{point[1]:.1f}", point, xytext=(7, 5), textcoords="offset points", fontsize=9)
     axes.set(xscale="log", yscale="log", title=group_title(group), ylabel="FID (lower is better)")
@@ -125,7 +125,8 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.margins(x=0.1, y=0.12)
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3, axis="y", which="both")
+    axes.grid(alpha=0.3, axis="x")
     axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)

@@ -1,0 +1,134 @@
+"""Result lines, their tables and figures, and the page that is made of them."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from common.checkpoint import load_checkpoint
+from common.errors import UserError
+from common.results import HEADER, append_result, comparable_groups, draw_fid_curve, read_results, run_of, table_rows
+from common.tables import markdown_table, text_table
+
+
+def result(**changes) -> dict:
+    """A line like those of `compute_fid.py`."""
+    return {
+        "name": "teacher.safetensors",
+        "stage": "teacher",
+        "checkpoint": "a" * 64,
+        "images_sha256": None,
+        "guide": None,
+        "solver": "euler",
+        "num_steps": 4,
+        "guidance_scale": 2.0,
+        "guidance_interval": [0.1, 0.8],
+        "seed": 0,
+        "classes": None,
+        "batch_size": 64,
+        "device": "cpu",
+        "arithmetic": "fp32",
+        "training_flop": 1e15,
+        "images_seen": 1000,
+        "fid": 31.456,
+        "kid": 0.0123,
+        "kid_std": 0.001,
+        "precision": 0.6543,
+        "recall": None,
+        "precision_recall_samples": 10000,
+        "inception_score": None,
+        "nfe": 7.0,
+        "num_samples": 10_000,
+        "reference": "JPEG CIFAR-10",
+        "reference_sha256": "b" * 64,
+        "reference_count": 50_000,
+        "inception_sha256": "c" * 64,
+        "seconds": 12.0,
+        "machine": "some machine",
+        "versions": {},
+    } | changes
+
+
+def test_lines_are_appended_and_none_is_written_twice(tmp_path):
+    path = tmp_path / "results.jsonl"
+    assert append_result(path, result())
+    before = path.read_text()
+    assert not append_result(path, result(seconds=99.0, machine="another"))
+    assert append_result(path, result(seed=1))
+    assert path.read_text().startswith(before)
+    assert [line["seed"] for line in read_results(path)] == [0, 1]
+
+
+def test_a_line_that_is_no_result_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(result()) + '\n{"loss": 1}\n')
+    with pytest.raises(UserError, match="line 2 of"):
+        append_result(path, result(seed=1))
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_only_what_compares_stands_in_one_table():
+    lines = [
+        result(),
+        result(num_samples=5000),
+        result(reference_sha256="d"),
+        result(inception_sha256="e"),
+        result(seed=2),
+    ]
+    assert [len(group) for group in comparable_groups(lines)] == [2, 1, 1, 1]
+
+
+def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
+    (row,) = table_rows([result()])
+    shown = dict(zip(HEADER, row, strict=True))
+    assert shown["FID"] == "31.46" and shown["KID x 1000"] == "12.30" and shown["precision"] == "0.654"
+    assert shown["recall"] == "" and shown["NFE"] == "7" and shown["seed"] == "0"
+    assert shown["run"] == "euler 4, guidance 2 for t in [0.1, 0.8]"
+    assert run_of(result(stage=None, solver=None)) == ""
+
+
+def test_tables_line_up():
+    lines = text_table(("a", "long name"), [("b", "1"), ("longer", "22")]).splitlines()
+    assert len({len(line) for line in lines}) == 1 and lines[-1] == "longer         22"
+    assert markdown_table(("a", "b"), [("c", "1")]) == "| a | b |\n| --- | ---: |\n| c | 1 |"
+
+
+@pytest.mark.parametrize("axis", ["nfe", "training_flop"])
+def test_a_curve_has_a_line_for_each_model_or_way_of_running_it(tmp_path, axis):
+    group = [
+        result(nfe=nfe, num_steps=steps, fid=100 / nfe, training_flop=1e15 * nfe) for nfe, steps in ((1, 1), (7, 4))
+    ]
+    group.append(result(stage="one_step", checkpoint="f" * 64, nfe=1, num_steps=1, guidance_scale=1.0))
+    draw_fid_curve(group, tmp_path / "curve.png", axis)
+    assert Image.open(tmp_path / "curve.png").size > (500, 300)
+
+
+def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
+    """No figure on it is typed by hand, and none is older than the results or the shipped models."""
+    outcome = run_script("benchmarks/results_page.py", "--out", tmp_path)
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "docs/results.md").read_text() == (ROOT / "docs/results.md").read_text()
+
+
+def test_the_page_shows_what_was_measured_of_the_shipped_models():
+    page, lines = (ROOT / "docs/results.md").read_text(), read_results(ROOT / "docs/results.jsonl")
+    for path in (ROOT / "checkpoints/pretrained").glob("*.safetensors"):
+        checkpoint = load_checkpoint(path)
+        measured = [line for line in lines if line["checkpoint"] == checkpoint.sha256]
+        assert checkpoint.sha256[:12] in page and measured
+        assert all(f"| {line['fid']:.2f} |" in page for line in measured)
+
+
+def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, monkeypatch):
+    for name in ("benchmarks", "common", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "checkpoints/pretrained", tmp_path / "checkpoints/pretrained")
+    append_result(tmp_path / "docs/results.jsonl", result(fid=12.345))
+    monkeypatch.setattr("conftest.ROOT", tmp_path)
+    assert run_script("benchmarks/results_page.py", "--out", tmp_path).status == 0
+    page = (tmp_path / "docs/results.md").read_text()
+    earlier = page[page.index("## Earlier") :]
+    assert "12.35" in earlier or "12.34" in earlier
+    assert "12.34" not in page[: page.index("## Earlier")]
