@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     )
     group = parser.add_argument_group("files")
     group.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
-    group.add_argument("--figure", type=Path, default=Path("fid_sweep.png"), help="the figure of --sweep")
+    group.add_argument("--figure", type=Path, default=Path("samples/fid_sweep.png"), help="the figure of --sweep")
     group.add_argument("--features", type=Path, default=Path("data/features"), help="folder of extracted features")
     command_line.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)

@@ -65,8 +65,9 @@ INTRODUCTION = """# Results
 Written by `make results` from [results.jsonl](results.jsonl), which holds a JSON line for each measurement with all
 that is needed to repeat it. FID falls as the number of samples rises, and depends on the reference: figures compare
 within a table, not across tables. KID is the mean over 100 subsets of 1,000; precision and recall are for k = 3 and
-10,000 images of each side. *JPEG CIFAR-10* is the 50,000 training images as JPEG files (quality 75, 4:2:0 chroma):
-figures against it are not those of the published protocol, which takes the originals."""
+10,000 images of each side, or as many as there are samples. *JPEG CIFAR-10* is the 50,000 training images as JPEG
+files (quality 75, 4:2:0 chroma): figures against it are not those of the published protocol, which takes the
+originals."""
 
 
 def shipped_section(shipped: Sequence[Checkpoint]) -> str:

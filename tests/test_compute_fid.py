@@ -11,10 +11,12 @@ from PIL import Image
 
 from common import metrics
 from common.checkpoint import load_checkpoint
+from common.data import ImageData
 from common.device import choose_precision
 from common.feature_store import FeatureStore
 from common.image_sets import ModelSamples, PictureFiles, load_image_set, through_jpeg
 from common.inception import Inception, fold_batch_norm
+from common.reference import open_reference
 from common.sampling import SamplingSettings
 
 CPU = torch.device("cpu")
@@ -177,6 +179,15 @@ def test_a_cifar10_image_goes_through_a_real_jpeg_file(tmp_path):
     path = tmp_path / "image.jpg"
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, quality=75)  # Pillow's default is 4:2:0
     assert (through_jpeg(image) == PictureFiles([path])[:1][0]).all()
+
+
+def test_cifar10_is_read_as_it_is_or_through_jpeg(monkeypatch):
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("common.image_sets.load_images", lambda name, path: ImageData(images, torch.zeros(6), ["a"]))
+    plain, compressed = (open_reference(name, None, "data") for name in ("cifar10", "cifar10-jpeg"))
+    assert (plain.images.images == images).all() and plain.name == "cifar10" and plain.count == 6
+    assert all((compressed.images.images[index] == through_jpeg(images[index])).all() for index in range(6))
+    assert plain.sha256 != compressed.sha256 and compressed.name == "cifar10-jpeg"
 
 
 def test_a_subset_of_a_folder_is_random_and_repeatable(image_folder):
