@@ -11,6 +11,12 @@ from common.sampling import SamplingSettings
 STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
 CIRCUMSTANCES = ("machine", "seconds", "versions")
 """What may differ between two lines about the same measurement."""
+NEEDED = {
+    *("name", "stage", "checkpoint", "solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "nfe"),
+    *("fid", "kid", "precision", "recall", "training_flop"),
+    *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
+}
+"""What a line must say for the tables and figures."""
 HEADER = ("model", "run", "NFE", "FID", "KID x 1000", "precision", "recall", "seed")
 MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 
@@ -23,9 +29,10 @@ def read_results(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             result = json.loads(line)
-            result["num_samples"], result["reference"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"line {number} of {path} is not a result of this project") from None
+        except ValueError:
+            result = None
+        if not isinstance(result, dict) or not result.keys() >= NEEDED:
+            raise UserError(f"line {number} of {path} is not a result of this project")
         results.append(result)
     return results
 
