@@ -16,6 +16,7 @@ from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.images import enlarged, image_grid
 from common.sampling import SamplingSettings
+from common.solvers import FIXED_STEP_SOLVERS
 
 # File name and the script that makes it; the fast ones first, so that they are seen while the teacher integrates.
 MODELS = {
@@ -54,7 +55,7 @@ def settings_form(class_names: list[str]) -> dict:
             "seed": middle.number_input("Seed", 0, 2**31 - 1, 0, key="seed"),
             "class_name": right.selectbox("Class", [ANY_CLASS, *class_names], key="class_name"),
             "num_steps": left.number_input("Teacher's steps", 1, 100, 20, key="num_steps"),
-            "solver": middle.selectbox("Teacher's solver", ["heun", "euler", "midpoint", "rk4"], key="solver"),
+            "solver": middle.selectbox("Teacher's solver", list(FIXED_STEP_SOLVERS), key="solver"),
             "guidance_scale": right.number_input("Teacher's guidance", 1.0, 8.0, 2.0, 0.5, key="guidance_scale"),
         }
         st.form_submit_button("Generate", key="generate")

@@ -17,7 +17,7 @@ from common.solvers import SOLVERS, integrate
 class SamplingSettings:
     """How images are drawn from a model; stored in the headers of pairs and students."""
 
-    solver: str = "heun"
+    solver: str = "edm-heun"
     num_steps: int = 20
     guidance_scale: float = 1.0
     """1 is no guidance; w extrapolates the conditional velocity v_c from the unconditional v_0: v_0 + w (v_c - v_0)."""
@@ -49,7 +49,7 @@ class SamplingSettings:
 
 
 TEACHER_SETTINGS = SamplingSettings(guidance_scale=2.0)
-"""How a teacher is run where nobody says otherwise: 20 Heun steps, guided in the middle of the flow."""
+"""How a teacher is run where nobody says otherwise: 20 steps, guided in the middle of the flow."""
 
 
 class GuidedVelocity:

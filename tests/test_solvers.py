@@ -39,14 +39,14 @@ def error(solver, num_steps):
     return (integrate(GaussianVelocity(), NOISE, solver, num_steps)[0] - flow_map(NOISE, 1.0)).abs().max().item()
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 3), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 3), ("heun", 2), ("edm-heun", 2), ("rk4", 4)])
 def test_order_of_convergence_on_the_gaussian_flow(solver, order):
     """The midpoint rule does better than its order here: V_t is quadratic in t, and its leading error term vanishes."""
     measured = math.log2(error(solver, 128) / error(solver, 256))
     assert measured == pytest.approx(order, abs=0.1)
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("edm-heun", 2), ("rk4", 4)])
 def test_order_of_convergence_on_the_logistic_equation(solver, order):
     """dx/dt = x (1 - x), whose solution is 1 / (1 + (1/x0 - 1) e^{-t})."""
     start = torch.linspace(0.1, 0.4, 5).double()
@@ -60,6 +60,20 @@ def test_velocity_calls(solver, calls_per_step):
     velocity = GaussianVelocity()
     integrate(velocity, NOISE, solver, 7)
     assert velocity.calls == 7 * calls_per_step
+
+
+def test_edm_heun_is_heun_but_never_asks_for_the_velocity_at_the_end():
+    times = []
+
+    def velocity(x, t):
+        times.append(t)
+        return GaussianVelocity()(x, t)
+
+    end, (before,) = integrate(velocity, NOISE, "edm-heun", 8, keep_times=(0.875,))
+    assert len(times) == 15 and max(times) == 0.875
+    (textbook,) = integrate(GaussianVelocity(), NOISE, "heun", 8, keep_times=(0.875,))[1]
+    torch.testing.assert_close(before, textbook)
+    torch.testing.assert_close(end, before + GaussianVelocity()(before, 0.875) / 8)
 
 
 def test_adaptive_solver_reaches_its_tolerance():
