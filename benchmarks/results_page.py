@@ -114,20 +114,20 @@ def commands_of(group: Sequence[dict]) -> list[str]:
 
 
 def options_of(result: dict) -> str:
-    options = []
+    lines = []
     if result["stage"] == "teacher":
         low, high = result["guidance_interval"]
-        options.append(f"--solver {result['solver']} --num-steps {result['num_steps']}")
-        options.append(f"--guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}")
-    options.append(f"--num-samples {result['num_samples']} --seed {result['seed']}")
+        guidance = f"--guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}"
+        lines.append(f"--solver {result['solver']} --num-steps {result['num_steps']} {guidance}")
     if result["classes"]:
-        options.append("--classes " + " ".join(result["classes"]))
-    options.append(f"--batch-size {result['batch_size']} --precision {result['arithmetic']}")
+        lines.append("--classes " + " ".join(result["classes"]))
+    drawing = f"--batch-size {result['batch_size']} --precision {result['arithmetic']}"
+    lines.append(f"--num-samples {result['num_samples']} --seed {result['seed']} {drawing}")
     if result["reference"].startswith("cifar10"):
-        options.append(f"--reference {result['reference']}")
+        lines.append(f"--reference {result['reference']}")
     else:
-        options.append(f'--reference FOLDER --reference-name "{result["reference"]}"')
-    return " ".join(options)
+        lines.append(f'--reference FOLDER --reference-name "{result["reference"]}"')
+    return " \\\n    ".join(lines)
 
 
 def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) -> list[str]:

@@ -106,7 +106,7 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     Readable without colour: each series has a marker and a line style of its own, each point its value.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import ScalarFormatter
 
     constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
     series: dict[str, list[dict]] = {}
@@ -119,16 +119,15 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     for index, results in enumerate(series.values()):
         results.sort(key=lambda result: result[axis])
         x, y = [result[axis] for result in results], [result["fid"] for result in results]
-        line = LINE_STYLES[index % len(LINE_STYLES)] if len(x) > 1 else ""
-        axes.plot(x, y, line, marker=MARKERS[index % len(MARKERS)], markersize=8, label=_series_label(results, axis))
+        style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(x) > 1 else "none", "markersize": 8}
+        axes.plot(x, y, marker=MARKERS[index % len(MARKERS)], label=_series_label(results, axis), **style)
         for point in zip(x, y, strict=True):
             axes.annotate(f"{point[1]:.1f}", point, xytext=(7, 5), textcoords="offset points", fontsize=9)
     axes.set(xscale="log", yscale="log", title=group_title(group), ylabel="FID (lower is better)")
     axes.set_xlabel({"nfe": "network calls behind an image (NFE)", "training_flop": "training FLOP"}[axis])
     if axis == "nfe":
-        axes.set_xticks(sorted({result["nfe"] for result in group}), minor=False)
+        axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.margins(x=0.1, y=0.12)
