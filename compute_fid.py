@@ -116,7 +116,10 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
     checkpoints = [
         load_checkpoint(path, precision.device) for path, model in zip(args.inputs, is_model, strict=True) if model
     ]
-    command_line.refuse_settings_for_students(args, checkpoints)
+    if checkpoints:
+        command_line.refuse_settings_for_students(args, checkpoints)
+    elif args.classes or command_line.sampling_was_asked_for(args):
+        raise UserError("classes and settings of the sampler are for checkpoints, and there is none among the inputs")
     if args.sweep and not (all(is_model) and args.num_steps is None and not args.kid_only):
         raise UserError(
             "--sweep is of checkpoints, draws FID, and says how many steps: without --kid-only, --num-steps"
@@ -141,10 +144,14 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
 def refuse_what_cannot_be_measured(subjects: list[tuple], reference: Reference, kid_only: bool) -> None:
     if kid_only and not reference.images:
         raise UserError(f"KID needs images to compare with, and {reference.name} has statistics only")
+    if reference.statistics and len(reference.statistics.mean) != FEATURE_COUNT:
+        raise UserError(f"{reference.name} is of {len(reference.statistics.mean)} features, not {FEATURE_COUNT}")
     counted = [(images.name, count) for images, count in subjects]
     if reference.images:
         counted.append((reference.name, reference.count))
     for name, count in counted:
+        if count < 2:
+            raise UserError(f"{name} has {count} image: KID needs two or more")
         if count <= FEATURE_COUNT and not kid_only:
             raise UserError(
                 f"{name}: {count:,} images leave the covariance of {FEATURE_COUNT:,} features singular; FID needs more "

@@ -142,10 +142,15 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
     return replace(base, **given)
 
 
+def sampling_was_asked_for(args: argparse.Namespace) -> bool:
+    """Whether any setting of `add_sampling_arguments` was given."""
+    given = (args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)
+    return any(value is not None for value in given)
+
+
 def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> None:
     """Raises UserError where settings for a teacher were given and all of the models are students."""
-    given = (args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)
-    if all(checkpoint.is_student for checkpoint in checkpoints) and any(value is not None for value in given):
+    if sampling_was_asked_for(args) and all(checkpoint.is_student for checkpoint in checkpoints):
         first = checkpoints[0]
         raise UserError(f"{first.path} is a {first.stage} student: its {first.settings.describe()} is all it can do")
 

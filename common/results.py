@@ -106,7 +106,7 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     Readable without colour: each series has a marker and a line style of its own, each point its value.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
     constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
     series: dict[str, list[dict]] = {}
@@ -127,7 +127,7 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     axes.set_xlabel({"nfe": "network calls behind an image (NFE)", "training_flop": "training FLOP"}[axis])
     if axis == "nfe":
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.margins(x=0.1, y=0.12)

@@ -269,6 +269,9 @@ def test_references_that_cannot_serve_are_refused(compute_fid, make_teacher, tmp
     assert "not a readable .npz of statistics" in compute_fid(teacher, reference=damaged).error_line
     assert "not a readable .npz of statistics" in compute_fid(teacher, reference=random_noise).error_line
     assert "no reference 'nowhere'" in compute_fid(teacher, reference="nowhere").error_line
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
+    assert "of 3 features, not 16" in compute_fid(teacher, reference=tmp_path / "narrow.npz").error_line
+    (tmp_path / "narrow.npz").unlink()
     assert "KID needs images" in compute_fid(teacher, "--kid-only", reference=save_zeros(tmp_path)).error_line
     (tmp_path / "zeros.npz").unlink()
     assert folder_contents(tmp_path) == before
@@ -279,16 +282,20 @@ def save_zeros(folder):
     return folder / "zeros.npz"
 
 
-def test_few_samples_are_refused_unless_kid_alone_is_asked_for(compute_fid, results, make_teacher):
+def test_few_samples_are_refused_unless_kid_alone_is_asked_for(compute_fid, results, make_teacher, tmp_path):
     teacher = make_teacher()
     assert "covariance of 16 features singular" in compute_fid(teacher, "--num-samples", 16).error_line
     assert compute_fid(teacher, *EULER, "--num-samples", 16, "--kid-only").status == 0
     (line,) = results()
     assert line["fid"] is line["precision"] is None and line["kid"] > 0
+    single = write_pictures(tmp_path / "single", [32])
+    assert "KID needs two or more" in compute_fid(teacher, "--kid-only", reference=single).error_line
 
 
 def test_settings_that_contradict_each_other_are_refused(compute_fid, make_teacher, image_folder):
     teacher = make_teacher()
+    for arguments in (("--num-steps", 4), ("--classes", "heart")):
+        assert "none among the inputs" in compute_fid(image_folder, *arguments).error_line
     for arguments in ((image_folder,), (teacher, "--num-steps", 3), (teacher, "--kid-only")):
         assert "--sweep is of checkpoints" in compute_fid(*arguments, "--sweep", "1,2").error_line
     assert "'x' is not a whole number" in compute_fid(teacher, "--sweep", "1,x").error_line
