@@ -20,7 +20,7 @@ from common.data import DATA_SETS, EpochOrder, load_images
 from common.device import choose_device, choose_precision
 from common.noise import derive_seed
 from common.pairs import PairSet
-from common.presets import NETWORKS, TEACHER_RECIPES
+from common.presets import NETWORKS, TEACHER_RECIPES, network_changes
 from common.previews import preview_grid
 from common.sampling import SamplingSettings
 from common.sources import ImageSource, PairSource
@@ -36,6 +36,10 @@ def parse_args() -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     parser.add_argument(
         "--preset", choices=NETWORKS, default=preset, help="network and recipe: sets the defaults below"
+    )
+
+    parser.add_argument(
+        "--network", type=network_changes, default={}, metavar="JSON", help='changes to it: \'{"skips": "added"}\''
     )
 
     group = parser.add_argument_group("data")
@@ -56,6 +60,15 @@ def parse_args() -> argparse.Namespace:
     )
     group.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
 
+    group.add_argument(
+        "--snapshot-steps",
+        type=command_line.COUNT,
+        nargs="*",
+        metavar="STEP",
+        default=[1000 * 2**power for power in range(10)],
+        help="keep the EMA weights after these steps in OUT/snapshots: an early one can guide the teacher (--guide)",
+    )
+
     add_training_arguments(parser, TEACHER_RECIPES[preset], out="checkpoints/teacher")
     command_line.add_device_arguments(parser)
     return parser.parse_args()
@@ -65,7 +78,7 @@ def main() -> int:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    config = NETWORKS[args.preset]
+    config = replace(NETWORKS[args.preset], **args.network)
 
     # Data
     if args.pairs:
@@ -85,9 +98,9 @@ def main() -> int:
         load_initial_weights(model, args.init)
 
     # Loss
-    def flow_loss(network, noise, image, labels, label_dropout, generator):
+    def flow_loss(network, noise, image, labels, time_distribution, label_dropout, generator):
         """The mean squared error of the velocity at a random time (Liu et al. 2022, equation 1)."""
-        t = flow.sample_times(args.time_distribution, len(image), generator, device)
+        t = flow.sample_times(time_distribution, len(image), generator, device)
         if class_names:
             dropped = torch.rand(len(image), generator=generator, device=device) < label_dropout
             labels = labels.masked_fill(dropped, len(class_names))
@@ -97,13 +110,17 @@ def main() -> int:
     def batch_loss(network, step):
         generator = step_generator(args.seed, step, device)
         batch = source.batch(order, step, not args.no_flips, generator)
-        return flow_loss(network, *batch, args.label_dropout, generator)
+        return flow_loss(network, *batch, args.time_distribution, args.label_dropout, generator)
 
     def evaluate(network):
-        """The same loss on held-out images, always at the same noise and times."""
+        """The same loss on held-out images, always at the same noise and times.
+
+        The times are uniform whatever the training's are: sampling needs the velocity at all of them, and runs with
+        different training times can be compared.
+        """
         generator = step_generator(args.seed, 0, device)
         losses = [
-            (len(batch[0]), flow_loss(network, *batch, 0.0, generator).item())
+            (len(batch[0]), flow_loss(network, *batch, "uniform", 0.0, generator).item())
             for batch in source.held_out_batches(generator)
         ]
         count = sum(size for size, _ in losses)
@@ -119,6 +136,7 @@ def main() -> int:
         evaluate=evaluate,
         preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),
         header={"stage": "teacher", "class_names": class_names, **source.description},
+        snapshot_steps=args.snapshot_steps,
     )
     return trainer.train()
 

@@ -1,5 +1,9 @@
 """Networks and training recipes by name."""
 
+import argparse
+import json
+from dataclasses import fields, replace
+
 from common.training_arguments import Recipe
 from common.unet import UNetConfig
 
@@ -27,3 +31,16 @@ STUDENT_RECIPE = Recipe(
     batch_size=128, learning_rate=3e-4, warmup_steps=500, steps=200_000, decay_steps=50_000, ema_decay=0.9995
 )
 """For one GPU and 100,000 pairs; the README's CPU commands shorten it."""
+
+
+def network_changes(text: str) -> dict:
+    """An argparse type: changes to a preset's network as JSON, '{"skips": "added", "widths": [64, 96]}'."""
+    known = {field.name for field in fields(UNetConfig)} - {"num_classes"}
+    try:
+        changes = json.loads(text)
+        replace(UNetConfig(), **changes)
+    except (ValueError, TypeError, IndexError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a network: {error}") from None
+    if unknown := changes.keys() - known:
+        raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is not up to the command line")
+    return changes

@@ -7,8 +7,9 @@ and step, so the step is all that has to be remembered of it.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -23,7 +24,7 @@ from common.errors import UserError
 from common.files import save_tensor_file
 from common.images import save_picture
 from common.noise import derive_seed
-from common.optimisation import ema_update, learning_rate_factor
+from common.optimisation import ema_update, learning_rate_factor, make_optimizer
 from common.run_log import RunLog, draw_loss_curve
 from common.stopping import StopRequest
 from common.training_arguments import check_training_arguments, identifying, recorded
@@ -37,7 +38,7 @@ class Trainer:
     `batch_loss(network, step)` is the loss of step `step`, as a scalar, under autocast; all of its randomness must be
     derived from the run's seed and `step`. `evaluate(ema_network)` returns what was measured on held-out samples, by
     name. `preview(ema_network)` returns a picture. `header` goes into the weights' header, and a run is only resumed
-    with the same one.
+    with the same one. After each of `snapshot_steps`, the EMA weights also go to a file of their own.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Trainer:
         evaluate: Callable[[UNet], dict[str, float]],
         preview: Callable[[UNet], Image.Image],
         header: dict,
+        snapshot_steps: Collection[int] = (),
     ):
         check_training_arguments(args)
         self.args = args
@@ -57,6 +59,7 @@ class Trainer:
         self.precision = precision
         self.weights_path = args.out / weights_name
         self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
+        self.snapshot_steps = snapshot_steps
         self.identity = {"arguments": identifying(args), **header}
         self.header = {**header, "arguments": recorded(args), "precision": precision.name}
         self.header["code_version"] = code_version()  # of the code that runs, whatever is committed meanwhile
@@ -65,18 +68,20 @@ class Trainer:
         self.seconds = 0.0
         self.seconds_at_log = 0.0
         self.window: list[list[float]] = []  # the loss and gradient norm of each step since the last logged one
-        self.ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay, num_averaged=lambda: self.step))
-        self.ema.n_averaged = self.ema.n_averaged.cpu()  # AveragedModel looks at it at every step: no GPU has to wait
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
-        )
+        self.averages = {decay: self._average(decay) for decay in (args.ema_decay, *args.more_ema_decays)}
+        self.optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay)
         self.flop_per_step = self._count_flop()
         self._resume()
         self.network = torch.compile(model) if args.compile else model
 
     @property
     def ema_model(self) -> UNet:
-        return self.ema.module
+        return self.averages[self.args.ema_decay].module
+
+    def _average(self, decay: float) -> AveragedModel:
+        average = AveragedModel(self.model, multi_avg_fn=ema_update(decay, num_averaged=lambda: self.step))
+        average.n_averaged = average.n_averaged.cpu()  # AveragedModel looks at it at every step: no GPU has to wait
+        return average
 
     def train(self) -> int:
         """Trains until the last step, the time limit or a signal. Returns the script's exit status."""
@@ -108,6 +113,9 @@ class Trainer:
                     log.add(self.step, **metrics, **self._progress())
                 if self.step % args.evaluate_every == 0 or finished:
                     log.add(self.step, **self._evaluate(), **self._progress())
+                if self.step in self.snapshot_steps:
+                    self._look()
+                    self._save_weights(args.out / "snapshots" / f"step_{self.step:07d}.safetensors")
                 if time.monotonic() - last_save > 60 * args.save_minutes:
                     self._save()
                     last_save = time.monotonic()
@@ -130,7 +138,8 @@ class Trainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.gradient_clip)
         self.optimizer.step()
-        self.ema.update_parameters(self.model)
+        for average in self.averages.values():
+            average.update_parameters(self.model)
         return torch.stack([loss.detach(), norm])
 
     def _start_clock(self) -> None:
@@ -167,9 +176,12 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         self._look()
-        self.ema_model.eval()
+        metrics = {}
         with torch.no_grad(), self.precision.autocast():
-            metrics = self.evaluate(self.ema_model)
+            for decay, average in self.averages.items():
+                suffix = "" if average.module is self.ema_model else f"_ema_{decay:g}"
+                measured = self.evaluate(average.module.eval())
+                metrics |= {f"{name}{suffix}": value for name, value in measured.items()}
         save_picture(self.preview(self.ema_model), self.args.out / "previews" / f"step_{self.step:07d}.png")
         self._start_clock()
         return metrics
@@ -196,7 +208,8 @@ class Trainer:
         check_identity(state, self.identity, run)
         check_schedule(state, args, run)
         self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        for decay, average in self.averages.items():
+            average.load_state_dict(state["averages"][str(decay)])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
         self.seconds_at_log = state["seconds_at_log"]
@@ -208,7 +221,7 @@ class Trainer:
         self._save_weights()
         state = {
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
+            "averages": {str(decay): average.state_dict() for decay, average in self.averages.items()},
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
@@ -220,13 +233,16 @@ class Trainer:
         save_tensor_file(self.args.out / STATE_FILE, state)
         self._start_clock()
 
-    def _save_weights(self) -> None:
+    def _save_weights(self, path: Path | None = None) -> None:
         totals = {
             "step": self.step,
             "images_seen": self.step * self.args.batch_size,
             "training_flop": self.step * self.flop_per_step,
         }
-        save_checkpoint(self.weights_path, self.ema_model, {**self.header, **totals})
+        path = path or self.weights_path
+        for decay, average in self.averages.items():
+            name = path.name if average.module is self.ema_model else f"{path.stem}_ema_{decay:g}{path.suffix}"
+            save_checkpoint(path.with_name(name), average.module, {**self.header, **totals, "ema_decay": decay})
 
     def _report(self, stop: StopRequest) -> int:
         args = self.args

@@ -10,8 +10,19 @@ import torch
 
 from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
 from common.errors import UserError
+from common.optimisation import OPTIMIZERS
 
-NOT_RECORDED = {"out", "branch_from", "max_minutes", "save_minutes", "log_every", "evaluate_every", "device", "compile"}
+NOT_RECORDED = {
+    "out",
+    "branch_from",
+    "max_minutes",
+    "save_minutes",
+    "log_every",
+    "evaluate_every",
+    "device",
+    "compile",
+    "snapshot_steps",
+}
 """Arguments that do not change what a run makes, beyond the rounding of another device."""
 
 MAY_CHANGE_ON_RESUME = {*NOT_RECORDED, "steps", "decay_steps", "precision", "data_dir", "teacher", "pairs", "init"}
@@ -47,10 +58,9 @@ class Recipe:
 def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="samples in a step")
-    group.add_argument(
-        "--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="AdamW's, after the warm-up"
-    )
-    group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="AdamW's")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="muon is for the hidden convolutions")
+    group.add_argument("--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="after the warm-up")
+    group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="decoupled from the gradient")
     group.add_argument("--warmup-steps", type=COUNT_OR_ZERO, default=recipe.warmup_steps, help="linear warm-up from 0")
     group.add_argument("--steps", type=COUNT, default=recipe.steps, help="steps in all, the decay included")
     group.add_argument(
@@ -58,6 +68,14 @@ def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out:
     )
     group.add_argument("--gradient-clip", type=POSITIVE, default=1.0, help="largest norm of the gradient")
     group.add_argument("--ema-decay", type=FRACTION, default=recipe.ema_decay, help="EMA of the weights, per step")
+    group.add_argument(
+        "--more-ema-decays",
+        type=FRACTION,
+        nargs="*",
+        default=[],
+        metavar="DECAY",
+        help="further averages, kept in files of their own",
+    )
     group.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of initialisation, order and noise")
 
     group = parser.add_argument_group("run")

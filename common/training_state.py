@@ -10,7 +10,7 @@ from common.files import read_tensor_file
 
 STATE_FILE = "training_state.pt"
 
-KEYS = {"model", "ema", "optimizer", "step", "seconds", "seconds_at_log", "window", "schedule", "identity"}
+KEYS = {"model", "averages", "optimizer", "step", "seconds", "seconds_at_log", "window", "schedule", "identity"}
 
 
 def load_training_state(path: Path) -> dict:

@@ -4,7 +4,6 @@ The blocks follow Ho et al. 2020 (DDPM) with the scale-and-shift conditioning of
 `patch_size=2` the image enters through a pixel unshuffle, so that the heavy work happens at 16x16.
 """
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,7 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-CHANNELS_PER_GROUP = 16
+from common.blocks import (
+    CHANNELS_PER_GROUP,
+    NORMALISATIONS,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    time_features,
+    zero_initialised,
+)
+
+SKIPS = ("concatenated", "added")
 
 
 @dataclass(frozen=True)
@@ -24,10 +33,19 @@ class UNetConfig:
     patch_size: int = 2
     widths: tuple[int, ...] = (64, 96, 112)
     """Channels of each resolution level; every level after the first halves the resolution."""
-    blocks_per_level: int = 1
+    blocks_per_level: int | tuple[int, ...] = 1
+    """Residual blocks of each level on the way down, one more on the way up; one number for all levels, or one each."""
+    skips: str = "concatenated"
+    """How the way up takes what the way down left at its level: `concatenated` or `added` (after a 1x1 convolution)."""
     attention_levels: tuple[int, ...] = (1,)
+    middle_attention: bool = False
+    """Self-attention between the two middle blocks, at the lowest resolution."""
     head_width: int = 32
     embedding_width: int = 128
+    normalisation: str = "group"
+    """`group` (Wu and He 2018) or `rms`: over the channels of each position (Zhang and Sennrich 2019)."""
+    convolution_groups: int = 1
+    """Groups of the 3x3 convolutions in residual blocks, 0: depthwise. Other than 1, a 1x1 convolution mixes them."""
     num_classes: int = 0
     """0 for an unconditional network. Otherwise labels are 0 ... num_classes - 1, and num_classes is the null label."""
 
@@ -35,13 +53,24 @@ class UNetConfig:
         # A config that was read back from JSON has lists where ours has tuples.
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        if not isinstance(self.blocks_per_level, int):
+            object.__setattr__(self, "blocks_per_level", tuple(self.blocks_per_level))
+            if len(self.blocks_per_level) != len(self.widths):
+                raise ValueError(f"blocks_per_level {self.blocks_per_level} is not one number for each of the widths")
+        for name, known in (("skips", SKIPS), ("normalisation", NORMALISATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         smallest_step = self.patch_size * 2 ** (len(self.widths) - 1)
         if self.image_size % smallest_step:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {smallest_step}")
         if any(width % CHANNELS_PER_GROUP for width in self.widths):
             raise ValueError(f"every width must be a multiple of {CHANNELS_PER_GROUP}, got {self.widths}")
-        if any(self.widths[level] % self.head_width for level in self.attention_levels):
+        attended = [self.widths[level] for level in self.attention_levels] + [self.widths[-1]] * self.middle_attention
+        if any(width % self.head_width for width in attended):
             raise ValueError(f"the width of an attention level must be a multiple of head_width {self.head_width}")
+
+    def blocks(self, level: int) -> int:
+        return self.blocks_per_level if isinstance(self.blocks_per_level, int) else self.blocks_per_level[level]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -51,87 +80,20 @@ class UNetConfig:
         return asdict(self)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
-
-
-def zero_initialised(module: nn.Module) -> nn.Module:
-    """A residual branch that starts at zero makes its block start as the identity, so that deep networks train well."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, embedding_width: int):
-        super().__init__()
-        self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.modulation = nn.Linear(embedding_width, 2 * out_channels)
-        self.norm2 = group_norm(out_channels)
-        self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
-        return self.shortcut(x) + self.conv2(F.silu(hidden))
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over the positions of a feature map.
-
-    Written as two matrix products and a softmax: at 64 to 256 tokens the backward pass of the fused CPU kernel
-    (`scaled_dot_product_attention`) in bf16 is several times slower than this.
-    """
-
-    def __init__(self, channels: int, head_width: int):
-        super().__init__()
-        self.num_heads = channels // head_width
-        self.norm = group_norm(channels)
-        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
-        self.projection = zero_initialised(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        head_width = channels // self.num_heads
-        projected = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)  # (N, tokens, 3 C)
-        projected = projected.reshape(batch, height * width, 3, self.num_heads, head_width)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (N, heads, tokens, head width)
-        weights = torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(head_width), dim=-1)
-        attended = (weights @ value).transpose(1, 2).reshape(batch, height, width, channels)
-        return x + self.projection(attended.permute(0, 3, 1, 2))
-
-
 class Stage(nn.Module):
     """A residual block, followed by self-attention at the levels that have it."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, attention: bool):
         super().__init__()
-        self.block = ResidualBlock(in_channels, out_channels, config.embedding_width)
-        self.attention = SelfAttention(out_channels, config.head_width) if attention else nn.Identity()
+        self.block = ResidualBlock(
+            in_channels, out_channels, config.embedding_width, config.normalisation, config.convolution_groups
+        )
+        self.attention = nn.Identity()
+        if attention:
+            self.attention = SelfAttention(out_channels, config.head_width, config.normalisation)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.block(x, embedding))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-def time_features(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal features (N, width) of times t (N,) in [0, 1] (Vaswani et al. 2017, with t scaled to 0 ... 1000)."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    angles = 1000.0 * t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class UNet(nn.Module):
@@ -156,7 +118,7 @@ class UNet(nn.Module):
         channels, skip_channels = widths[0], [widths[0]]
         for level, width in enumerate(widths):
             stages = nn.ModuleList()
-            for _ in range(config.blocks_per_level):
+            for _ in range(config.blocks(level)):
                 stages.append(Stage(channels, width, config, level in config.attention_levels))
                 channels = width
                 skip_channels.append(channels)
@@ -165,20 +127,28 @@ class UNet(nn.Module):
                 self.downsample.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skip_channels.append(channels)
 
-        self.middle = nn.ModuleList([Stage(channels, channels, config, attention=False) for _ in range(2)])
+        self.middle = nn.ModuleList(
+            [Stage(channels, channels, config, attention) for attention in (config.middle_attention, False)]
+        )
 
         self.up = nn.ModuleList()
+        self.skip_projections = nn.ModuleList()  # for added skips, in the order of the way up
         self.upsample = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             stages = nn.ModuleList()
-            for _ in range(config.blocks_per_level + 1):
-                stages.append(Stage(channels + skip_channels.pop(), width, config, level in config.attention_levels))
+            for _ in range(config.blocks(level) + 1):
+                attention = level in config.attention_levels
+                if config.skips == "added":
+                    self.skip_projections.append(nn.Conv2d(skip_channels.pop(), channels, 1))
+                    stages.append(Stage(channels, width, config, attention))
+                else:
+                    stages.append(Stage(channels + skip_channels.pop(), width, config, attention))
                 channels = width
             self.up.append(stages)
             if level > 0:
                 self.upsample.append(Upsample(channels))
 
-        self.final_norm = group_norm(channels)
+        self.final_norm = NORMALISATIONS[config.normalisation](channels)
         self.final_conv = zero_initialised(nn.Conv2d(channels, patch_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -202,9 +172,14 @@ class UNet(nn.Module):
         for stage in self.middle:
             hidden = stage(hidden, embedding)
 
+        projections = iter(self.skip_projections)
         for level, stages in enumerate(self.up):
             for stage in stages:
-                hidden = stage(torch.cat([hidden, skips.pop()], dim=1), embedding)
+                if self.config.skips == "added":
+                    joined = hidden + next(projections)(skips.pop())
+                else:
+                    joined = torch.cat([hidden, skips.pop()], dim=1)
+                hidden = stage(joined, embedding)
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden)
 

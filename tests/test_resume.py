@@ -18,6 +18,9 @@ STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-
 STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
 
 
+WEIGHTS = ("teacher.safetensors", "teacher_ema_0.5.safetensors", "student.safetensors", "four_step.safetensors")
+
+
 def start(script, *arguments) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
@@ -41,6 +44,10 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
     data = ("--preset", "tiny", *STEPS)
     return {
         "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
+        "muon": (
+            *("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
+            *("--optimizer", "muon", "--more-ema-decays", "0.5"),
+        ),
         "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
         "one_step": ("distill_student.py", *distillation),
         "four_step": ("four_step_student.py", *distillation),
@@ -55,7 +62,7 @@ def commands(make_teacher, run_script, image_folder, tmp_path):
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
-    for name in ("teacher.safetensors", "student.safetensors", "four_step.safetensors"):
+    for name in WEIGHTS:
         assert (first / name).is_file() == (second / name).is_file()
         if (first / name).is_file():
             assert sha256(first / name) == sha256(second / name)
@@ -67,7 +74,7 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert [step for step, _ in losses[0]] == list(range(1, 25))
 
 
-@pytest.mark.parametrize("stage", ["teacher", "reflow", "one_step", "four_step"])
+@pytest.mark.parametrize("stage", ["teacher", "muon", "reflow", "one_step", "four_step"])
 def test_a_stopped_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp_path):
     """Stopped after 7 steps by Ctrl-C, as the user does it; saved then, though no save was due."""
     script, *arguments = commands[stage]

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from common import flow
+from common.checkpoint import prepare
 from common.data import EpochOrder
-from common.optimisation import ema_update, learning_rate_factor
+from common.optimisation import ema_update, learning_rate_factor, make_optimizer
 from common.unet import UNet, UNetConfig
 
 
@@ -36,6 +37,29 @@ def test_ema_equals_a_plain_loop():
         decay = min(0.9, (1 + count) / (10 + count))
         expected = model.weight.clone() if expected is None else decay * expected + (1 - decay) * model.weight
         torch.testing.assert_close(ema.module.weight, expected)
+
+
+def test_muon_turns_the_kernels_and_adamw_moves_the_rest():
+    """Muon's step is the gradient's nearest orthogonal matrix, to about a third; everything else is AdamW's own."""
+    torch.manual_seed(0)
+    config = UNetConfig(image_size=8, patch_size=1, widths=(16, 32), attention_levels=(), embedding_width=16)
+    model, twin = (prepare(UNet(config), "cpu") for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    muon, adamw = make_optimizer("muon", model, 0.01, 0.0), make_optimizer("adamw", twin, 0.01, 0.0)
+    for network, optimizer in ((model, muon), (twin, adamw)):
+        torch.manual_seed(1)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    kernel, before = model.down[1][0].block.conv1.weight, twin.down[1][0].block.conv1.weight
+    with torch.no_grad():
+        step = (before - kernel).permute(0, 2, 3, 1).flatten(1)  # AdamW's first step is 0.01 times the sign
+        step = step + 0.01 * before.grad.sign().permute(0, 2, 3, 1).flatten(1)
+    expected = 0.01 * 0.2 * max(step.shape) ** 0.5
+    singular_values = torch.linalg.svdvals(step) / expected
+    assert singular_values.min() > 0.5 and singular_values.max() < 1.3
+    for name in ("stem.weight", "final_conv.weight", "time_embedding.0.weight", "down.1.0.block.norm1.weight"):
+        torch.testing.assert_close(model.get_parameter(name), twin.get_parameter(name))
 
 
 def test_every_epoch_visits_every_sample_once_whatever_the_batch_size():

@@ -1,5 +1,6 @@
 """The network: shapes, labels, gradients, and its attention against torch's own."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL_CONFIG, random_network
 
+from common.blocks import ChannelRMSNorm, SelfAttention
 from common.presets import NETWORKS
-from common.unet import SelfAttention, UNet, UNetConfig, count_forward_flop, count_values
+from common.unet import UNet, UNetConfig, count_forward_flop, count_values
 
 SIZE_LIMIT = 3_075_000
 
@@ -67,6 +69,33 @@ def test_flop_of_a_convolution_are_two_per_multiply_add():
     convolutions = sum(2 * layer.weight.numel() * 64 for layer in layers)
     linear = sum(2 * layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     assert count_forward_flop(model) == convolutions + linear
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"skips": "added"},
+        {"normalisation": "rms"},
+        {"middle_attention": True},
+        {"blocks_per_level": [1, 2]},
+        {"convolution_groups": 4},
+        {"convolution_groups": 0},
+    ],
+)
+def test_every_kind_of_network_trains_all_its_parameters(change):
+    config = replace(SMALL_CONFIG, **change)
+    model, plain = random_network(config).train(), random_network()
+    assert UNetConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    assert count_values(model) != count_values(plain)
+    model(torch.randn(4, 3, 32, 32), torch.rand(4), torch.tensor([0, 1, 2, 10])).square().mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_rms_norm_is_that_of_its_definition():
+    norm, x = ChannelRMSNorm(16), torch.randn(2, 16, 3, 3)
+    torch.nn.init.normal_(norm.weight)
+    expected = x / x.square().mean(1, keepdim=True).sqrt() * norm.weight[:, None, None]
+    torch.testing.assert_close(norm(x), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""The arithmetic rate of training, against that of the network's bare convolutions, and where the other time goes.
+
+    python benchmarks/training_rate.py --preset cpu
+
+The first rate is the FLOP of a training step over the wall-clock of whole steps (batch assembly, optimiser and EMA
+included), as `teacher_rectified_flow.py` itself logs it on drawn shapes. For the second, every convolution of one real
+step is recorded and run alone and warm: at its shape, batch, memory format and precision, forward and with the
+gradients that it needs; median times are added up. Then the profiler's list of what takes the time of a step.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common import flow
+from common.checkpoint import prepare
+from common.command_line import COUNT, add_device_arguments, run
+from common.device import Precision, choose_device, choose_precision, describe_machine
+from common.presets import NETWORKS, TEACHER_RECIPES
+from common.unet import UNet
+
+ROOT = Path(__file__).parent.parent
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=NETWORKS, default="cpu")
+    parser.add_argument("--batch-size", type=COUNT, help="images of a step (default: the preset's)")
+    parser.add_argument("--steps", type=COUNT, default=100, help="training steps that are timed, after 20 to warm up")
+    parser.add_argument("--repeats", type=COUNT, default=7, help="runs of each bare convolution")
+    parser.add_argument("--rows", type=COUNT, default=16, help="lines of the profile")
+    add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def training_rates(args: argparse.Namespace, batch_size: int) -> tuple[float, float]:
+    """(FLOP a second, images a second) of the teacher's own training loop: the median over windows of ten steps."""
+    script = ROOT / "teacher_rectified_flow.py"
+    options = {
+        "--preset": args.preset,
+        "--batch-size": batch_size,
+        "--steps": args.steps + 20,
+        "--warmup-steps": 0,
+        "--decay-steps": 0,
+        "--log-every": 10,
+        "--evaluate-every": 10**9,
+        "--device": args.device,
+        "--precision": args.precision,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, script, "--data", "shapes", "--snapshot-steps", "--out", folder]
+        command += [part for option in options.items() for part in option]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["images_per_second"] for record in records if "loss" in record][2:]
+    images_per_second = statistics.median(rates)
+    flop_per_image = records[-1]["training_flop"] / (records[-1]["step"] * batch_size)
+    return images_per_second * flop_per_image, images_per_second
+
+
+class ConvolutionRecorder(TorchDispatchMode):
+    """Notes every convolution, forward or backward, with the shapes, strides and types of its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: Counter = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in CONVOLUTIONS:
+            self.calls[function, tuple(map(describe_argument, args))] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def describe_argument(value):
+    if isinstance(value, torch.Tensor):
+        return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def make_argument(description):
+    if isinstance(description, tuple) and description[:1] == ("tensor",):
+        _, shape, stride, dtype, device = description
+        return torch.empty_strided(shape, stride, dtype=dtype, device=device).normal_()
+    return list(description) if isinstance(description, tuple) else description
+
+
+def one_step(model: UNet, batch_size: int, precision: Precision):
+    """A function that makes the forward and backward pass of a training step on a random batch."""
+    device = precision.device
+    shape = (batch_size, *model.config.image_shape)
+    noise, image = (torch.randn(shape).to(device).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    t, labels = torch.rand(batch_size, device=device), torch.arange(batch_size, device=device) % 10
+
+    def step():
+        with precision.autocast():
+            velocity = model(flow.interpolate(noise, image, t), t, labels)
+            F.mse_loss(velocity, flow.target_velocity(noise, image)).backward()
+
+    return step
+
+
+def bare_rate(step, repeats: int, device: torch.device) -> tuple[float, float]:
+    """(FLOP a second, seconds) of all convolutions of a step, each run alone."""
+    with ConvolutionRecorder() as recorder:
+        step()
+    flop = seconds = 0.0
+    for (function, descriptions), count in recorder.calls.items():
+        arguments = [make_argument(description) for description in descriptions]
+        with FlopCounterMode(display=False) as counter:
+            function(*arguments)
+        times = []
+        for _ in range(repeats + 2):
+            start = time.perf_counter()
+            function(*arguments)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        flop += count * counter.get_total_flops()
+        seconds += count * statistics.median(times[2:])
+    return flop / seconds, seconds
+
+
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    batch_size = args.batch_size or TEACHER_RECIPES[args.preset].batch_size
+    print(
+        f"{args.preset}, batches of {batch_size}, {describe_machine(device)}, {precision.name}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    torch.manual_seed(0)
+    model = prepare(UNet(replace(NETWORKS[args.preset], num_classes=10)), device).train()
+    step = one_step(model, batch_size, precision)
+    step()
+
+    # The bare convolutions before and after training: a machine that changes its speed shows.
+    before, _ = bare_rate(step, args.repeats, device)
+    rate, images_per_second = training_rates(args, batch_size)
+    after, seconds = bare_rate(step, args.repeats, device)
+    bare = (before + after) / 2
+    print(f"training            {rate / 1e9:8.1f} GFLOP/s   {images_per_second:.0f} images/s")
+    print(f"bare convolutions   {bare / 1e9:8.1f} GFLOP/s   ({before / 1e9:.1f} before, {after / 1e9:.1f} after)")
+    print(f"training reaches    {rate / bare:8.1%} of the bare convolutions' rate")
+    print(f"of a step of {1000 * batch_size / images_per_second:.1f} ms they would take {1000 * seconds:.1f} ms alone")
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(5):
+            step()
+    print("\nforward and backward pass by kind of operation, without optimiser and EMA")
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows, max_name_column_width=48))
+
+
+if __name__ == "__main__":
+    run(main)
