@@ -21,7 +21,7 @@ import torch
 import torch_fidelity
 
 from common import command_line, metrics
-from common.checkpoint import code_version, load_checkpoint
+from common.checkpoint import code_version
 from common.device import Precision, choose_device, choose_precision, describe_machine
 from common.errors import UserError
 from common.feature_store import Features, FeatureStore
@@ -114,7 +114,9 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
     """What is to be measured, with the number of its images; a teacher once for each of the --sweep."""
     is_model = [path.suffix == ".safetensors" for path in args.inputs]
     checkpoints = [
-        load_checkpoint(path, precision.device) for path, model in zip(args.inputs, is_model, strict=True) if model
+        command_line.load_guided(path, args, precision.device)
+        for path, model in zip(args.inputs, is_model, strict=True)
+        if model
     ]
     if checkpoints:
         command_line.refuse_settings_for_students(args, checkpoints)

@@ -15,7 +15,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import command_line
-from common.checkpoint import load_checkpoint
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.files import save_tensor_file
@@ -64,7 +63,7 @@ def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    teacher = load_checkpoint(args.teacher, device)
+    teacher = command_line.load_guided(args.teacher, args, device)
     if teacher.is_student:
         raise UserError(f"{args.teacher} is a {teacher.stage} student: pairs are made by a teacher")
     settings = command_line.sampling_settings(args, teacher, TEACHER_SETTINGS)
@@ -79,7 +78,7 @@ def main() -> None:
     recipe = {
         "format": FORMAT,
         "teacher": teacher.sha256,
-        "guide": None,
+        "guide": teacher.guide.sha256 if teacher.guide else None,
         "sampling": settings.to_dict(),
         "trajectory_times": list(keep_times),
         "seed": args.seed,
@@ -88,6 +87,7 @@ def main() -> None:
         "image_shape": list(teacher.model.config.image_shape),
     }
     flop_per_call = count_forward_flop(teacher.model)
+    flop_per_guide_call = count_forward_flop(teacher.guide.model) if teacher.guide else 0
 
     # One shard after the other; what is there already is kept.
     with tqdm(total=args.num_pairs, unit="pair", desc="noise pairs") as bar:
@@ -97,7 +97,7 @@ def main() -> None:
             if existing_count(path, recipe) >= count:
                 bar.update(count)
                 continue
-            pieces, network_calls = [], 0
+            pieces, flop = [], 0
             classes = range(len(teacher.class_names))
             for batch in draw_blocks(
                 teacher.model,
@@ -110,11 +110,13 @@ def main() -> None:
                 precision,
                 args.batch_size,
                 "pairs",
+                teacher.guide_model,
             ):
                 pieces.append(batch)
-                network_calls += batch.network_calls * len(batch.images)
+                own_calls = batch.network_calls - batch.guide_calls
+                flop += (own_calls * flop_per_call + batch.guide_calls * flop_per_guide_call) * len(batch.images)
                 bar.update(len(batch.images))
-            header = {"start": start, "count": count, "flop": network_calls * flop_per_call}
+            header = {"start": start, "count": count, "flop": flop}
             save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
 
     held = sum(read_shard(path)["header"]["count"] for path in shard_paths(args.out))

@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from common import command_line
-from common.checkpoint import load_checkpoint
 from common.comparison import comparison_table, draw_column, draw_comparison, require_comparable
 from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
@@ -57,11 +56,20 @@ def main() -> None:
         compare(args, precision)
         return
 
-    checkpoint = load_checkpoint(args.checkpoint, precision.device)
+    checkpoint = command_line.load_guided(args.checkpoint, args, precision.device)
     command_line.refuse_settings_for_students(args, [checkpoint])
     settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
     classes = command_line.chosen_classes(args.classes, checkpoint)
-    batches = draw_blocks(checkpoint.model, args.seed, 0, args.num_images, classes, settings, precision=precision)
+    batches = draw_blocks(
+        checkpoint.model,
+        args.seed,
+        0,
+        args.num_images,
+        classes,
+        settings,
+        precision=precision,
+        guide=checkpoint.guide_model,
+    )
     blocks = -(-args.num_images // BLOCK_SIZE)
     pieces, calls = [], 0
     for batch in tqdm(batches, total=blocks, desc="sampling", unit="batch", disable=blocks == 1):
@@ -70,7 +78,8 @@ def main() -> None:
     images = torch.cat(pieces)
     if args.out.suffix == ".npz":
         labels = balanced_labels(classes, 0, len(images)) if classes else torch.full((len(images),), -1)
-        description = {"checkpoint": checkpoint.sha256, "seed": args.seed, **settings.to_dict()}
+        guide = checkpoint.guide.sha256 if checkpoint.guide else None
+        description = {"checkpoint": checkpoint.sha256, "guide": guide, "seed": args.seed, **settings.to_dict()}
         save_npz(args.out, images, labels, description)
     else:
         save_picture(enlarged(image_grid(images, args.columns), args.enlarge), args.out)
@@ -81,7 +90,7 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     """The teacher runs as it did for the students' pairs, unless the command line says otherwise."""
     if args.out.suffix != ".png":
         raise UserError("--compare draws a figure: --out must end in .png")
-    checkpoints = [load_checkpoint(path, precision.device) for path in args.compare]
+    checkpoints = [command_line.load_guided(path, args, precision.device) for path in args.compare]
     require_comparable(checkpoints)
     pair_settings = {
         checkpoint.header["teacher"]: SamplingSettings(**checkpoint.header["pairs"]["sampling"])

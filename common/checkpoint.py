@@ -33,6 +33,8 @@ class Checkpoint:
     header: dict
     path: Path
     sha256: str
+    guide: "Checkpoint | None" = None
+    """The weaker network of autoguidance; a file, and bytes, of its own."""
 
     @property
     def stage(self) -> str:
@@ -52,6 +54,17 @@ class Checkpoint:
         if self.is_student:
             return STUDENT_SETTINGS[self.stage]
         return TEACHER_SETTINGS if self.supports_guidance else replace(TEACHER_SETTINGS, guidance_scale=1.0)
+
+    @property
+    def guide_model(self) -> UNet | None:
+        return self.guide.model if self.guide else None
+
+    def guided_by(self, guide: "Checkpoint") -> "Checkpoint":
+        """This model with a guide. Raises UserError for a guide that does not make the same kind of image."""
+        ours, theirs = ((model.class_names, model.model.config.image_shape) for model in (self, guide))
+        if guide.is_student or ours != theirs:
+            raise UserError(f"{guide.path} cannot guide {self.path}: it must be a teacher of the same classes and size")
+        return replace(self, guide=guide)
 
     @property
     def supports_guidance(self) -> bool:

@@ -5,11 +5,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from common.checkpoint import Checkpoint
+from common.checkpoint import Checkpoint, load_checkpoint
 from common.device import PRECISIONS
 from common.errors import UserError
 from common.sampling import SamplingSettings
@@ -122,8 +123,22 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, solvers: Iterable[st
         type=FRACTION,
         nargs=2,
         metavar=("FROM", "TO"),
-        help="the times t (0 noise, 1 data) at which guidance is applied (default: 0.1 0.8)",
+        help="the times t (0 noise, 1 data) at which guidance of either kind is applied (default: 0.1 0.8)",
     )
+    group.add_argument("--guide", type=Path, help="a weaker checkpoint, such as an early snapshot: autoguidance by it")
+    group.add_argument(
+        "--guide-scale",
+        type=bounded(float, low=0),
+        help="autoguidance, 1 is none (default: 2 with a --guide, and --guidance-scale is then 1)",
+    )
+
+
+def load_guided(path: Path, args: argparse.Namespace, device: torch.device) -> Checkpoint:
+    """The model in a file, with the `--guide` if it is a teacher."""
+    checkpoint = load_checkpoint(path, device)
+    if args.guide is None or checkpoint.is_student:
+        return checkpoint
+    return checkpoint.guided_by(load_checkpoint(args.guide, device))
 
 
 def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: SamplingSettings) -> SamplingSettings:
@@ -133,8 +148,14 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
     """
     if checkpoint.is_student:
         return checkpoint.settings
-    names = ("solver", "num_steps", "guidance_scale", "guidance_interval")
+    names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if checkpoint.guide and not base.needs_guide:
+        base = replace(base, guidance_scale=1.0, guide_scale=2.0)
+    elif given.get("guide_scale", 1) != 1:
+        raise UserError("--guide-scale needs a --guide")
+    elif not checkpoint.guide:
+        base = replace(base, guide_scale=1.0)
     if not checkpoint.supports_guidance:
         if given.get("guidance_scale", 1) != 1:
             raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")
@@ -144,8 +165,8 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
 
 def sampling_was_asked_for(args: argparse.Namespace) -> bool:
     """Whether any setting of `add_sampling_arguments` was given."""
-    given = (args.solver, args.num_steps, args.guidance_scale, args.guidance_interval)
-    return any(value is not None for value in given)
+    names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide", "guide_scale")
+    return any(getattr(args, name) is not None for name in names)
 
 
 def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> None:

@@ -61,12 +61,16 @@ def draw_column(
     """
     warm_up = replace(settings, solver="euler", num_steps=2, guidance_interval=(0.0, 0.4))  # one step guided, one not
     first_batch = min(count, BLOCK_SIZE)
-    next(draw_blocks(checkpoint.model, seed, 0, first_batch, classes, warm_up, precision=precision)).images.cpu()
+    guide = checkpoint.guide_model
+    next(
+        draw_blocks(checkpoint.model, seed, 0, first_batch, classes, warm_up, precision=precision, guide=guide)
+    ).images.cpu()
 
     seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < 1:
         start = time.perf_counter()
-        batches = list(draw_blocks(checkpoint.model, seed, 0, count, classes, settings, precision=precision))
+        blocks = draw_blocks(checkpoint.model, seed, 0, count, classes, settings, precision=precision, guide=guide)
+        batches = list(blocks)
         images = torch.cat([batch.images for batch in batches]).cpu()  # waits for a GPU to finish
         seconds.append(time.perf_counter() - start)
 
@@ -91,9 +95,11 @@ def comparison_table(columns: list[Column]) -> str:
             mse = mean_squared(column.images, teacher.images).item()
             variance = variance_around_class_mean(teacher.images, teacher.labels)
             error, share = f"{mse:.4f}", share_of_variance(mse, variance)
-        size = column.checkpoint.path.stat().st_size / 1e6
+        models = [model for model in (column.checkpoint, column.checkpoint.guide) if model]
+        parameters = " + ".join(f"{count_values(model.model):,}" for model in models)
+        size = " + ".join(f"{model.path.stat().st_size / 1e6:.2f}" for model in models)
         cost = (f"{column.network_calls:g}", f"{column.seconds_per_image:.4f}", speed_up)
-        rows.append((column.name, f"{count_values(column.checkpoint.model):,}", f"{size:.2f}", *cost, error, share))
+        rows.append((column.name, parameters, size, *cost, error, share))
     return text_table(header, rows)
 
 

@@ -111,7 +111,8 @@ class Distillation:
         variance = variance_around_class_mean(self.held_out.image, self.held_out.labels)
         rows = [(f"student, {steps} step{'s' * (steps > 1)}", student, STUDENT_SETTINGS[self.stage])]
         for num_steps in sorted({steps, 2 * steps}):
-            settings = replace(self.pairs.settings, solver="euler", num_steps=num_steps)
+            # Without the guide of the pairs, if they had one: its file is not asked for here.
+            settings = replace(self.pairs.settings, solver="euler", num_steps=num_steps, guide_scale=1.0)
             rows.append((f"teacher, {settings.describe()}", self.teacher.model, settings))
         lines = [
             f"mean squared error against the teacher's images, {self.pairs.held_out_count} held-out pairs, "

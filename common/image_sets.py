@@ -24,7 +24,7 @@ from common.sampling import SamplingSettings, draw_blocks
 
 MODEL_KEYS = (
     *("name", "stage", "checkpoint", "images_sha256", "guide"),
-    *("solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "classes"),
+    *("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "seed", "classes"),
     *("batch_size", "device", "arithmetic", "training_flop", "images_seen"),
 )
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -73,6 +73,7 @@ class ModelSamples:
         self.image_size = tuple(checkpoint.model.config.image_shape[1:])
         self.identity = {
             "checkpoint": checkpoint.sha256,
+            **({"guide": checkpoint.guide.sha256} if checkpoint.guide else {}),
             "settings": settings.to_dict(),
             "seed": seed,
             "classes": self.classes,
@@ -92,6 +93,7 @@ class ModelSamples:
             self.settings,
             precision=self.precision,
             batch_size=self.batch_size,
+            guide=self.checkpoint.guide_model,
         )
         for batch in batches:
             yield to_uint8(batch.images), batch.network_calls
@@ -104,7 +106,8 @@ class ModelSamples:
             "stage": checkpoint.stage,
             "checkpoint": checkpoint.sha256,
             "images_sha256": None,
-            "guide": None,
+            "guide": checkpoint.guide.sha256 if checkpoint.guide else None,
+            "guide_scale": self.settings.guide_scale,
             **self.settings.to_dict(),
             "seed": self.seed,
             "classes": None if every_class else [checkpoint.class_names[number] for number in self.classes],

@@ -60,8 +60,8 @@ def run_of(result: dict) -> str:
     """How a teacher was run; a student is its own way to run."""
     if result["stage"] is None:
         return ""
-    names = ("solver", "num_steps", "guidance_scale", "guidance_interval")
-    return SamplingSettings(**{name: result[name] for name in names}).describe()
+    names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
+    return SamplingSettings(**{name: result[name] for name in names if name in result}).describe()
 
 
 def comparable_groups(results: Sequence[dict]) -> list[list[dict]]:
@@ -111,7 +111,8 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
     series: dict[str, list[dict]] = {}
     for result in group:
-        key = tuple(result[name] for name in ("stage", "solver", "guidance_scale", "guidance_interval", constant))
+        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide", "guide_scale", constant)
+        key = tuple(result.get(name) for name in names)
         series.setdefault(canonical_json(key), []).append(result)
 
     figure = Figure(figsize=(7.6, 4.8), layout="constrained")

@@ -22,7 +22,9 @@ class SamplingSettings:
     guidance_scale: float = 1.0
     """1 is no guidance; w extrapolates the conditional velocity v_c from the unconditional v_0: v_0 + w (v_c - v_0)."""
     guidance_interval: tuple[float, float] = (0.1, 0.8)
-    """The times t at which guidance is applied (Kynkaanniemi et al. 2024)."""
+    """The times t at which guidance of either kind is applied (Kynkaanniemi et al. 2024)."""
+    guide_scale: float = 1.0
+    """1 is none; w extrapolates from the velocity v_g of a second, weaker network, by (w - 1) (v_c - v_g)."""
 
     def __post_init__(self):
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
@@ -37,15 +39,25 @@ class SamplingSettings:
         low, high = self.guidance_interval
         return low - 1e-9 <= t <= high + 1e-9
 
+    @property
+    def needs_guide(self) -> bool:
+        return self.guide_scale != 1
+
     def to_dict(self) -> dict:
-        return asdict(self)
+        """As JSON values. Without a guide its scale is left out: what was made before there were guides stays valid."""
+        values = asdict(self)
+        if not self.needs_guide:
+            del values["guide_scale"]
+        return values
 
     def describe(self) -> str:
         steps = self.solver if self.solver == "dopri5" else f"{self.solver} {self.num_steps}"
-        if self.guidance_scale == 1:
+        guidance = f"guidance {self.guidance_scale:g}" if self.guidance_scale != 1 else ""
+        guide = f"guide {self.guide_scale:g}" if self.needs_guide else ""
+        if not guidance and not guide:
             return steps
         low, high = self.guidance_interval
-        return f"{steps}, guidance {self.guidance_scale:g} for t in [{low:g}, {high:g}]"
+        return f"{steps}, {' and '.join(filter(None, (guidance, guide)))} for t in [{low:g}, {high:g}]"
 
 
 TEACHER_SETTINGS = SamplingSettings(guidance_scale=2.0)
@@ -53,32 +65,51 @@ TEACHER_SETTINGS = SamplingSettings(guidance_scale=2.0)
 
 
 class GuidedVelocity:
-    """The velocity that a solver follows: the network with labels and classifier-free guidance (Ho and Salimans 2022).
+    """The velocity that a solver follows: the network with labels, and guidance of two kinds, alone or together.
 
-    `network_calls` counts the network evaluations behind each image. A guided step evaluates the network with and
-    without labels, in one batch, and counts 2.
+    Classifier-free guidance (Ho and Salimans 2022) extrapolates from the network without labels, autoguidance (Karras
+    et al. 2024) from a weaker network with them: v_c + (w - 1) (v_c - v_0) + (w_g - 1) (v_c - v_g).
+
+    `network_calls` counts the network evaluations behind each image, of either network: 1, and 1 more for each kind of
+    guidance that is applied, also where two evaluations share a batch.
     """
 
-    def __init__(self, model: nn.Module, labels: Tensor | None, settings: SamplingSettings):
+    def __init__(
+        self, model: nn.Module, labels: Tensor | None, settings: SamplingSettings, guide: nn.Module | None = None
+    ):
+        if settings.needs_guide and guide is None:
+            raise ValueError("a guide_scale other than 1 needs the guide's network")
         self.model = model
+        self.guide = guide
         self.labels = labels
         self.settings = settings
-        self.network_calls = 0
+        self.network_calls = self.guide_calls = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        scale = self.settings.guidance_scale
-        if scale == 1 or not self.settings.guides_at(t):
+        settings, times = self.settings, torch.full((len(x),), t, device=x.device)
+        guided = settings.guides_at(t)
+        if guided and settings.guidance_scale != 1:
+            conditional, unconditional = self._with_and_without_labels(x, times)
+            velocity = torch.lerp(unconditional, conditional, settings.guidance_scale)
+        else:
             self.network_calls += 1
-            return self.model(x, torch.full((len(x),), t, device=x.device), self.labels)
+            velocity = conditional = self.model(x, times, self.labels)
+        if guided and settings.needs_guide:
+            self.network_calls += 1
+            self.guide_calls += 1
+            weaker = self.guide(x, times, self.labels)
+            velocity = velocity + (settings.guide_scale - 1) * (conditional - weaker)
+        return velocity
+
+    def _with_and_without_labels(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         self.network_calls += 2
         null_labels = torch.full_like(self.labels, self.model.config.num_classes)
         both = self.model(
             torch.cat([x, x]),
-            torch.full((2 * len(x),), t, device=x.device),
+            torch.cat([times, times]),
             torch.cat([self.labels, null_labels]),
         )
-        conditional, unconditional = both.chunk(2)
-        return torch.lerp(unconditional, conditional, scale)
+        return both.chunk(2)
 
 
 @dataclass
@@ -94,6 +125,8 @@ class Generated:
     labels: Tensor | None
     """(N,), int64; None without labels."""
     network_calls: int
+    guide_calls: int
+    """Those of the network calls that were the guide's."""
 
 
 @torch.no_grad()
@@ -104,15 +137,19 @@ def draw(
     settings: SamplingSettings,
     keep_times: Sequence[float] = (),
     precision: Precision | None = None,
+    guide: nn.Module | None = None,
 ) -> Generated:
-    """Integrates noise (N, C, H, W) to images on the device of `model`. Without `precision`, in fp32."""
+    """Integrates noise (N, C, H, W) to images on the device of `model`. Without `precision`, in fp32.
+
+    `guide`: the weaker network of autoguidance, for settings with a `guide_scale`.
+    """
     device = next(model.parameters()).device
     noise = noise.to(device).contiguous(memory_format=torch.channels_last)
     labels = None if labels is None else labels.to(device)
-    velocity = GuidedVelocity(model, labels, settings)
+    velocity = GuidedVelocity(model, labels, settings, guide)
     with precision.autocast() if precision else nullcontext():
         images, states = integrate(velocity, noise, settings.solver, settings.num_steps, keep_times)
-    return Generated(noise, images, states, labels, velocity.network_calls)
+    return Generated(noise, images, states, labels, velocity.network_calls, velocity.guide_calls)
 
 
 def draw_blocks(
@@ -126,6 +163,7 @@ def draw_blocks(
     precision: Precision | None = None,
     batch_size: int = BLOCK_SIZE,
     stream: str = "samples",
+    guide: nn.Module | None = None,
 ) -> Iterator[Generated]:
     """Samples start ... start + count - 1 of a seed, in batches.
 
@@ -135,7 +173,7 @@ def draw_blocks(
     for first in range(start, start + count, batch_size):
         size = min(batch_size, start + count - first)
         noise = sample_noise(seed, first, size, model.config.image_shape, stream)
-        yield draw(model, noise, balanced_labels(classes, first, size), settings, keep_times, precision)
+        yield draw(model, noise, balanced_labels(classes, first, size), settings, keep_times, precision, guide)
 
 
 def balanced_labels(classes: Sequence[int], start: int, count: int) -> Tensor | None:

@@ -49,6 +49,31 @@ def test_guidance_extrapolates_within_its_interval_and_counts_both_calls(t, guid
     assert velocity.network_calls == (2 if guided else 1)
 
 
+@pytest.mark.parametrize(("guidance_scale", "calls"), [(1.0, 2), (3.0, 3)])
+def test_a_guide_extrapolates_from_the_weaker_network(guidance_scale, calls):
+    model, guide = random_network(seed=0), random_network(seed=1)
+    x, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    settings = SamplingSettings(guidance_scale=guidance_scale, guide_scale=2.5)
+    velocity = GuidedVelocity(model, labels, settings, guide)
+    times = torch.full((4,), 0.5)
+    with torch.no_grad():
+        conditional, unconditional, weaker = model(x, times, labels), model(x, times), guide(x, times, labels)
+        expected = conditional + (guidance_scale - 1) * (conditional - unconditional) + 1.5 * (conditional - weaker)
+        torch.testing.assert_close(velocity(x, 0.5), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(velocity(x, 0.9), model(x, torch.full((4,), 0.9), labels))
+    assert (velocity.network_calls, velocity.guide_calls) == (calls + 1, 1)
+
+
+def test_a_guide_that_is_the_model_itself_changes_nothing():
+    model = random_network()
+    plain, guided = (
+        next(draw_blocks(model, 0, 0, 5, CPU_CLASSES, SamplingSettings("heun", 4, guide_scale=scale), guide=model))
+        for scale in (1.0, 2.0)
+    )
+    torch.testing.assert_close(plain.images, guided.images)
+    assert guided.guide_calls > 0 == plain.guide_calls
+
+
 def test_network_calls_of_a_guided_solver_are_those_of_the_network():
     model, evaluations = random_network(), []
     model.register_forward_hook(lambda module, inputs, output: evaluations.append(len(inputs[0]) / 5))

@@ -1,0 +1,108 @@
+"""Autoguidance through the scripts: snapshots to guide with, and a guide in samples, pairs, tables and results."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_CONFIG
+
+from common.checkpoint import load_checkpoint, load_initial_weights
+from common.noise import sample_noise
+from common.pairs import PairSet
+from common.sampling import SamplingSettings, balanced_labels, draw
+from common.unet import UNet, UNetConfig, count_forward_flop
+
+NARROW = UNetConfig(widths=(16, 16), head_width=16, embedding_width=16, blocks_per_level=2, num_classes=10)
+
+
+@pytest.fixture
+def teacher_and_guide(make_teacher):
+    return make_teacher(seed=0), make_teacher(seed=1, config=NARROW)
+
+
+def test_the_teacher_keeps_its_early_weights(run_script, tmp_path):
+    short = ("--preset", "tiny", "--data", "shapes", "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8)
+    long_run, short_run = tmp_path / "long", tmp_path / "short"
+    assert (
+        run_script(
+            "teacher_rectified_flow.py", *short, "--steps", 4, "--snapshot-steps", 2, 3, "--out", long_run
+        ).status
+        == 0
+    )
+    assert run_script("teacher_rectified_flow.py", *short, "--steps", 2, "--out", short_run).status == 0
+    snapshot, expected = (
+        load_checkpoint(path)
+        for path in (long_run / "snapshots/step_0000002.safetensors", short_run / "teacher.safetensors")
+    )
+    assert snapshot.header["step"] == 2 and snapshot.header["training_flop"] == expected.header["training_flop"]
+    weights, others = snapshot.model.state_dict(), expected.model.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert (long_run / "snapshots/step_0000003.safetensors").is_file()
+    load_initial_weights(UNet(snapshot.model.config), snapshot.path)  # a model file like any other
+
+
+def test_samples_are_guided_as_asked(run_script, teacher_and_guide, tmp_path):
+    teacher, guide = teacher_and_guide
+    out = tmp_path / "samples.npz"
+    arguments = (teacher, "--guide", guide, "--num-images", 5, "--num-steps", 4, "--out", out, "--precision", "fp32")
+    result = run_script("sample.py", *arguments)
+    assert result.status == 0, result.err
+    saved = np.load(out)
+    settings = json.loads(str(saved["settings"]))
+    assert settings["guide"] == load_checkpoint(guide).sha256
+    assert (settings["guidance_scale"], settings["guide_scale"]) == (1.0, 2.0)
+    assert "guide 2 for t in [0.1, 0.8]" in result.out and "NFE 13" in result.out  # 7 evaluations, 6 of them guided
+
+    both = run_script("sample.py", *arguments, "--guidance-scale", 1.5, "--guide-scale", 3)
+    assert "guidance 1.5 and guide 3" in both.out and "NFE 19" in both.out
+    assert (np.load(out)["arr_0"] != saved["arr_0"]).any()
+
+
+def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide, tmp_path):
+    teacher, guide = teacher_and_guide
+    making = ("generate_noise_dataset.py", "--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path)
+    assert run_script(*making, "--guide", guide, "--precision", "fp32").status == 0
+    pairs = PairSet(tmp_path, torch.device("cpu"))
+    ours, theirs = load_checkpoint(teacher), load_checkpoint(guide)
+    assert pairs.header["guide"] == theirs.sha256 and pairs.settings == SamplingSettings("edm-heun", 4, guide_scale=2.0)
+    flop = 20 * (7 * count_forward_flop(ours.model) + 6 * count_forward_flop(theirs.model))
+    assert pairs.description["pair_generation_flop"] == flop
+    noise, labels = sample_noise(0, 0, 20, (3, 32, 32), "pairs"), balanced_labels(range(10), 0, 20)
+    expected = draw(ours.model, noise, labels, pairs.settings, guide=theirs.model).images
+    torch.testing.assert_close(pairs.gather(torch.arange(20)).image, expected, atol=4e-3, rtol=1e-3)  # stored as fp16
+
+    distilling = ("--teacher", teacher, "--pairs", tmp_path, "--out", tmp_path / "student", "--steps", 1)
+    short = ("--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8)
+    report = run_script("distill_student.py", *distilling, *short)
+    assert report.status == 0, report.err
+    student = load_checkpoint(tmp_path / "student/student.safetensors")
+    assert student.header["pairs"]["guide"] == theirs.sha256
+
+    comparing = ("sample.py", "--compare", teacher, student.path, "--num-images", 10, "--out", tmp_path / "figure.png")
+    table = run_script(*comparing, "--guide", guide).out
+    teachers = next(line for line in table.splitlines() if line.startswith("teacher "))
+    assert " + " in teachers and " 13 " in teachers  # both files, and the calls of both, run as for the pairs
+
+
+def test_a_result_names_the_guide(run_script, random_inception, teacher_and_guide, image_folder, tmp_path):
+    teacher, guide = teacher_and_guide
+    how = ("--solver", "euler", "--num-steps", 2, "--num-samples", 20, "--kid-only", "--guide", guide)
+    where = ("--reference", image_folder, "--inception-weights", random_inception, "--features", tmp_path / "features")
+    assert run_script("compute_fid.py", teacher, *how, *where, "--output", tmp_path / "results.jsonl").status == 0
+    result = json.loads((tmp_path / "results.jsonl").read_text())
+    assert result["guide"] == load_checkpoint(guide).sha256 and result["nfe"] == 3
+    assert (result["guidance_scale"], result["guide_scale"]) == (1.0, 2.0)
+
+
+def test_guides_that_cannot_guide_are_refused(run_script, make_teacher, tmp_path):
+    from dataclasses import replace
+
+    teacher = make_teacher()
+    unconditional = make_teacher(config=replace(SMALL_CONFIG, num_classes=0))
+    out = ("--out", tmp_path / "samples.png")
+    assert "cannot guide" in run_script("sample.py", teacher, "--guide", unconditional, *out).error_line
+    assert "needs a --guide" in run_script("sample.py", teacher, "--guide-scale", 2, *out).error_line
+    assert "no checkpoint" in run_script("sample.py", teacher, "--guide", tmp_path / "none", *out).error_line
+    with pytest.raises(ValueError, match="needs the guide's network"):
+        draw(load_checkpoint(teacher).model, torch.zeros(1, 3, 32, 32), None, SamplingSettings(guide_scale=2.0))
