@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -280,7 +281,9 @@ def test_an_interrupted_sampler_leaves_in_order(make_teacher, tmp_path):
         "--out",
         tmp_path / "many.npz",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    # A test suite that was started in the background passes on that SIGINT is ignored.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heed)
     while "sampling" not in process.stderr.readline(200):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
