@@ -8,7 +8,7 @@ Writes  a table; --output: one JSON line a result, appended; with --sweep also -
 The published protocol   python compute_fid.py checkpoints/pretrained/student.safetensors
 Another model's images   python compute_fid.py samples/theirs.npz
 FID against steps        python compute_fid.py checkpoints/pretrained/{teacher,four_step,student}.safetensors \\
-                             --solver euler --sweep 1 2 4 8 16 32
+                             --solver euler --sweep 1,2,4,8,16,32
 Smoke                    python compute_fid.py checkpoints/pretrained/student.safetensors --num-samples 64 --kid-only
 """
 
@@ -41,6 +41,8 @@ from common.results import (
 from common.tables import text_table
 
 ENOUGH_SAMPLES = 10_000
+CODE_VERSION = code_version()
+"""Of the code that runs, whatever is committed meanwhile."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -122,6 +124,8 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
         command_line.refuse_settings_for_students(args, checkpoints)
     elif args.classes or command_line.sampling_was_asked_for(args):
         raise UserError("classes and settings of the sampler are for checkpoints, and there is none among the inputs")
+    if args.sweep and args.solver == "dopri5":
+        raise UserError("dopri5 chooses its own steps: --sweep needs another --solver")
     if args.sweep and not (all(is_model) and args.num_steps is None and not args.kid_only):
         raise UserError(
             "--sweep is of checkpoints, draws FID, and says how many steps: without --kid-only, --num-steps"
@@ -216,7 +220,7 @@ def circumstances(
         "seconds": round(features.seconds, 1),
         "machine": describe_machine(precision.device),
         "versions": {
-            "code": code_version(),
+            "code": CODE_VERSION,
             "torch": torch.__version__,
             "torch_fidelity": torch_fidelity.__version__,
         },

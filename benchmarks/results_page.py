@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.command_line import run
 from common.files import write_text
+from common.reference import CIFAR10_NAMES
 from common.results import (
     HEADER,
     STAGE_NAMES,
@@ -119,11 +120,15 @@ def options_of(result: dict) -> str:
         low, high = result["guidance_interval"]
         guidance = f"--guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}"
         lines.append(f"--solver {result['solver']} --num-steps {result['num_steps']} {guidance}")
+        if result["guide"]:
+            lines.append(f"--guide GUIDE --guide-scale {result['guide_scale']:g}")
     if result["classes"]:
         lines.append("--classes " + " ".join(result["classes"]))
     drawing = f"--batch-size {result['batch_size']} --precision {result['arithmetic']}"
     lines.append(f"--num-samples {result['num_samples']} --seed {result['seed']} {drawing}")
-    if result["reference"].startswith("cifar10"):
+    if result["fid"] is None:
+        lines.append("--kid-only")
+    if result["reference"] in CIFAR10_NAMES:
         lines.append(f"--reference {result['reference']}")
     else:
         lines.append(f'--reference FOLDER --reference-name "{result["reference"]}"')
@@ -137,7 +142,8 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
         ("nfe", current, "FID against network calls"),
         ("training_flop", [result for result in results if result["stage"] == "teacher"], "FID against training FLOP"),
     ):
-        groups = [in_reading_order(group) for group in comparable_groups(candidates)]
+        measured = [result for result in candidates if result["fid"] is not None]
+        groups = [in_reading_order(group) for group in comparable_groups(measured)]
         curves = [group for group in groups if len({result[axis] for result in group}) > 2]
         if curves:
             group = max(curves, key=len)

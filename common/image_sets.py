@@ -124,9 +124,9 @@ class StoredImages:
 
     verb = "reading"
 
-    def __init__(self, name: str, images: "Tensor | PictureFiles"):
-        """`images`: uint8 (N, 3, H, W), N > 0, or what gives such a tensor for a slice."""
-        self.name, self.images, self.count = name, images, len(images)
+    def __init__(self, name: str, images: "Tensor | PictureFiles", seed: int | None = None):
+        """`images`: uint8 (N, 3, H, W), N > 0, or what gives such a tensor for a slice; `seed`: of a random subset."""
+        self.name, self.images, self.count, self.seed = name, images, len(images), seed
         self.image_size = tuple(images[:1].shape[2:])
         digest = hashlib.sha256(repr(self.image_size).encode())
         bar = tqdm(total=self.count, desc=f"reading {name}", unit="image", leave=False)
@@ -142,7 +142,7 @@ class StoredImages:
             yield self.images[first : min(first + BLOCK_SIZE, start + count)].contiguous(), 0
 
     def describe(self) -> dict:
-        return dict.fromkeys(MODEL_KEYS) | {"name": self.name, "images_sha256": self.sha256}
+        return dict.fromkeys(MODEL_KEYS) | {"name": self.name, "images_sha256": self.sha256, "seed": self.seed}
 
 
 class PictureFiles:
@@ -201,10 +201,11 @@ def load_image_set(path: Path, count: int | None = None, seed: int = 0) -> Store
     images = PictureFiles.below(path) if path.is_dir() else read_npz(path)
     if count is not None and count > len(images):
         raise UserError(f"{path} has {len(images):,} images, fewer than the {count:,} that were asked for")
-    if count is not None and count < len(images):
+    subset = count is not None and count < len(images)
+    if subset:
         generator = torch.Generator().manual_seed(derive_seed("subset", seed))
         images = images[torch.randperm(len(images), generator=generator)[:count].sort().values]
-    return StoredImages(path.resolve().name, images)
+    return StoredImages(path.resolve().name, images, seed if subset else None)
 
 
 def read_npz(path: Path) -> Tensor:

@@ -50,6 +50,8 @@ def load_statistics(path: str | Path) -> Statistics:
         raise UserError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are not a mean and its covariance")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path}: mu or sigma holds values that are not finite")
+    if not np.allclose(covariance, covariance.T):
+        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
     return Statistics(mean, covariance)
 
 

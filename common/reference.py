@@ -33,6 +33,8 @@ def open_reference(what: str, name: str | None, data_dir: Path) -> Reference:
 
     Nothing is extracted yet. Raises UserError for what is missing, damaged or of another kind.
     """
+    if what not in CIFAR10_NAMES and (name or Path(what).name) in CIFAR10_NAMES:
+        raise UserError(f"{what} cannot be called {name or Path(what).name}: give it another --reference-name")
     if what in CIFAR10_NAMES:
         images = load_cifar10(what, data_dir)
     elif Path(what).is_dir():

@@ -13,7 +13,7 @@ CIRCUMSTANCES = ("machine", "seconds", "versions")
 """What may differ between two lines about the same measurement."""
 NEEDED = {
     *("name", "stage", "checkpoint", "solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "nfe"),
-    *("fid", "kid", "precision", "recall", "training_flop"),
+    *("classes", "batch_size", "arithmetic", "machine", "fid", "kid", "precision", "recall", "training_flop"),
     *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
 }
 """What a line must say for the tables and figures."""
@@ -26,7 +26,11 @@ def read_results(path: Path) -> list[dict]:
     if not path.exists():
         return []
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a file of results") from None
+    for number, line in enumerate(lines, start=1):
         try:
             result = json.loads(line)
         except ValueError:
@@ -43,6 +47,8 @@ def append_result(path: Path, result: dict) -> bool:
     if _measurement(result) in known:
         return False
     text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text and not text.endswith("\n"):  # an editor took the last newline away
+        text += "\n"
     write_text(path, text + json.dumps(result) + "\n")
     return True
 
@@ -69,6 +75,7 @@ def comparable_groups(results: Sequence[dict]) -> list[list[dict]]:
     groups: dict[tuple, list[dict]] = {}
     for result in results:
         key = tuple(result[name] for name in ("num_samples", "reference_sha256", "inception_sha256"))
+        key = (*key, canonical_json(result["classes"]))
         groups.setdefault(key, []).append(result)
     return list(groups.values())
 
@@ -76,7 +83,8 @@ def comparable_groups(results: Sequence[dict]) -> list[list[dict]]:
 def group_title(group: Sequence[dict]) -> str:
     first = group[0]
     images = f" ({first['reference_count']:,} images)" if first["reference_count"] else ""
-    return f"{first['num_samples']:,} samples against {first['reference']}{images}"
+    classes = f" of {', '.join(first['classes'])}" if first["classes"] else ""
+    return f"{first['num_samples']:,} samples{classes} against {first['reference']}{images}"
 
 
 def table_rows(group: Sequence[dict]) -> list[tuple[str, ...]]:
@@ -111,7 +119,9 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
     series: dict[str, list[dict]] = {}
     for result in group:
-        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide", "guide_scale", constant)
+        if result["fid"] is None:  # KID alone was asked for
+            continue
+        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide", "guide_scale", "seed", constant)
         key = tuple(result.get(name) for name in names)
         series.setdefault(canonical_json(key), []).append(result)
 

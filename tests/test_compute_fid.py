@@ -298,6 +298,8 @@ def test_settings_that_contradict_each_other_are_refused(compute_fid, make_teach
         assert "none among the inputs" in compute_fid(image_folder, *arguments).error_line
     for arguments in ((image_folder,), (teacher, "--num-steps", 3), (teacher, "--kid-only")):
         assert "--sweep is of checkpoints" in compute_fid(*arguments, "--sweep", "1,2").error_line
+    assert "dopri5 chooses" in compute_fid(teacher, "--sweep", "1,2", "--solver", "dopri5").error_line
+    assert "another --reference-name" in compute_fid(teacher, "--reference-name", "cifar10").error_line
     assert "'x' is not a whole number" in compute_fid(teacher, "--sweep", "1,x").error_line
 
 

@@ -61,6 +61,13 @@ def test_lines_are_appended_and_none_is_written_twice(tmp_path):
     assert [line["seed"] for line in read_results(path)] == [0, 1]
 
 
+def test_a_file_without_its_last_newline_loses_nothing(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(result()))
+    append_result(path, result(seed=1))
+    assert [line["seed"] for line in read_results(path)] == [0, 1]
+
+
 def test_a_line_that_is_no_result_is_named(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(result()) + '\n{"loss": 1}\n')
@@ -78,6 +85,12 @@ def test_only_what_compares_stands_in_one_table():
         result(seed=2),
     ]
     assert [len(group) for group in comparable_groups(lines)] == [2, 1, 1, 1]
+
+
+def test_classes_stand_apart_and_kid_alone_is_not_drawn(tmp_path):
+    assert len(comparable_groups([result(), result(classes=["cat"])])) == 2
+    draw_fid_curve([result(), result(num_steps=1, nfe=1, fid=None)], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").is_file()
 
 
 def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
