@@ -129,17 +129,26 @@ class StoredImages:
         self.name, self.images, self.count, self.seed = name, images, len(images), seed
         self.image_size = tuple(images[:1].shape[2:])
         digest = hashlib.sha256(repr(self.image_size).encode())
+        self.blocks: list[bytes] = []  # of each batch: features must be of the pixels that name them
         bar = tqdm(total=self.count, desc=f"reading {name}", unit="image", leave=False)
         with bar:
             for batch, _ in self.batches(0, self.count):
                 digest.update(batch.numpy())
+                self.blocks.append(hashlib.sha256(batch.numpy()).digest())
                 bar.update(len(batch))
         self.sha256 = digest.hexdigest()
         self.identity = {"pixels": self.sha256}
 
     def batches(self, start: int, count: int) -> Iterator[tuple[Tensor, int]]:
+        """Raises UserError where files have changed since they were first read."""
         for first in range(start, start + count, BLOCK_SIZE):
-            yield self.images[first : min(first + BLOCK_SIZE, start + count)].contiguous(), 0
+            last = min(first + BLOCK_SIZE, start + count)
+            batch = self.images[first:last].contiguous()
+            block, position = divmod(first, BLOCK_SIZE)
+            whole = position == 0 and last == min(first + BLOCK_SIZE, self.count)
+            if whole and block < len(self.blocks) and hashlib.sha256(batch.numpy()).digest() != self.blocks[block]:
+                raise UserError(f"the images of {self.name} have changed while they were measured")
+            yield batch, 0
 
     def describe(self) -> dict:
         return dict.fromkeys(MODEL_KEYS) | {"name": self.name, "images_sha256": self.sha256, "seed": self.seed}

@@ -13,6 +13,7 @@ from common import metrics
 from common.checkpoint import load_checkpoint
 from common.data import ImageData
 from common.device import choose_precision
+from common.errors import UserError
 from common.feature_store import FeatureStore
 from common.image_sets import ModelSamples, PictureFiles, load_image_set, through_jpeg
 from common.inception import Inception, fold_batch_norm
@@ -162,6 +163,17 @@ def test_features_of_changed_images_are_never_reused(image_folder, random_incept
     assert before.sha256 != after.sha256 and store.place(before) != store.place(after)
     save_random_inception(random_inception, with_classifier=True)  # other weights, other features
     assert FeatureStore(tmp_path / "features", Inception(random_inception, CPU)).place(after) != store.place(after)
+
+
+def test_images_that_change_while_they_are_measured_are_refused(image_folder, random_inception, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    store, images = FeatureStore(tmp_path / "features", Inception(random_inception, CPU)), load_image_set(folder)
+    changed = sorted(folder.rglob("*.png"))[150]
+    Image.open(changed).rotate(90).save(changed)
+    with pytest.raises(UserError, match="have changed"):
+        store.features(images, images.count)
+    assert not (tmp_path / "features").exists()
 
 
 def test_a_sweep_draws_teacher_and_students(compute_fid, results, make_teacher, tmp_path):
