@@ -1,12 +1,13 @@
-"""Compare networks and recipes at equal training FLOP, by the loss on held-out images.
+"""Compare networks and recipes at equal training FLOP, by the loss on held-out images and by FID.
 
     python benchmarks/architecture_search.py --images data/train --flop 1e14
-    python benchmarks/architecture_search.py --images data/train --flop 4e14 --variants baseline muon
+    python benchmarks/architecture_search.py --images data/train --flop 4e14 --variants "Muon 2e-3" "lighter 16x16" \\
+        --fid-seeds 1000 --reference statistics.npz
 
 Trains each variant with `teacher_rectified_flow.py` for as many steps as the FLOP allow, on the same images in the same
-order, with four lengths of EMA, and appends a row to docs/architecture_search.jsonl; docs/architecture_search.md is
-written anew from all rows. A variant that has its row is skipped, and one that was interrupted goes on. The held-out
-loss has the same noise and times for all, so that differences far smaller than its spread over images count.
+order, with five lengths of EMA, and appends a row to docs/architecture_search.jsonl; docs/architecture_search.md is
+written anew from all rows. What a row has already is not done again, and a run that was interrupted goes on. The
+held-out loss has the same noise and times for all, so that differences far smaller than its spread over images count.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common.command_line import POSITIVE, run
+from benchmarks.training_rate import bare_rate, one_step
+from common.checkpoint import prepare
+from common.command_line import COUNT_OR_ZERO, POSITIVE, run
 from common.device import choose_device, choose_precision, describe_machine
 from common.files import write_text
 from common.presets import NETWORKS
@@ -31,41 +34,54 @@ from common.tables import markdown_table
 from common.unet import UNet, count_forward_flop, count_values
 
 ROOT = Path(__file__).parent.parent
-ROWS = ROOT / "docs" / "architecture_search.jsonl"
-PAGE = ROOT / "docs" / "architecture_search.md"
-RECIPE = {"--batch-size": 64, "--learning-rate": 1e-3, "--optimizer": "adamw"}
 EMA_DECAYS = (0.99, 0.995, 0.998, 0.999, 0.9995)
-VALUES_LIMIT = 3_075_000
+FID_SAMPLES = 5000
+SAMPLER = {"--solver": "euler", "--num-steps": 24, "--guidance": 2}
+"""Of FID: 41 network calls an image."""
 
-# What each variant changes of the network of preset `cpu`, and of the recipe above.
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the network of preset `cpu`, and from the common recipe."""
+
+    network: dict = field(default_factory=dict)
+    optimizer: str = "muon"
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    decay_share: float = 0.4
+    """The last share of the steps, over which the learning rate falls to 0."""
+    flow: dict = field(default_factory=dict)
+    """Further options of the teacher stage."""
+
+
 VARIANTS = {
-    "baseline": ({}, {}),
+    "AdamW 1e-3": Variant(optimizer="adamw", learning_rate=1e-3),
+    "Muon 1e-3": Variant(learning_rate=1e-3),
+    "Muon 2e-3": Variant(),
+    "Muon 4e-3": Variant(learning_rate=4e-3),
     # Where the parameters and the arithmetic sit.
-    "32x32 level": ({"patch_size": 1, "widths": [16, 64, 96, 112], "attention_levels": [2]}, {}),
-    "two levels": ({"widths": [80, 128], "head_width": 16}, {}),
-    "heavier 16x16": ({"widths": [80, 96, 96]}, {}),
-    "lighter 16x16": ({"widths": [48, 96, 112]}, {}),
-    "twice as deep": ({"widths": [48, 80, 80], "blocks_per_level": 2, "head_width": 16}, {}),
-    "deeper at 8x8": ({"widths": [64, 96, 80], "blocks_per_level": [1, 2, 1], "head_width": 16}, {}),
+    "32x32 level": Variant({"patch_size": 1, "widths": [16, 64, 96, 112], "attention_levels": [2]}),
+    "two levels": Variant({"widths": [80, 128], "head_width": 16}),
+    "heavier 16x16": Variant({"widths": [80, 96, 96]}),
+    "lighter 16x16": Variant({"widths": [48, 96, 112]}),
+    "twice as deep": Variant({"widths": [48, 80, 80], "blocks_per_level": 2, "head_width": 16}),
+    "deeper at 8x8": Variant({"widths": [64, 96, 80], "blocks_per_level": [1, 2, 1], "head_width": 16}),
     # How it is wired.
-    "added skips": ({"skips": "added", "widths": [80, 112, 112], "head_width": 16}, {}),
-    "no attention": ({"attention_levels": []}, {}),
-    "attention at 16x16 and 8x8": ({"widths": [64, 96, 96], "attention_levels": [0, 1]}, {}),
-    "attention at 8x8 and 4x4": ({"widths": [64, 96, 96], "attention_levels": [1, 2]}, {}),
-    "heads of 48": ({"head_width": 48}, {}),
-    "RMS norm": ({"normalisation": "rms"}, {}),
-    "groups of a quarter": ({"widths": [80, 128, 144], "convolution_groups": 4, "head_width": 16}, {}),
-    "depthwise": ({"widths": [112, 176, 176], "convolution_groups": 0, "head_width": 16}, {}),
+    "added skips": Variant({"skips": "added", "widths": [80, 112, 112], "head_width": 16}),
+    "no attention": Variant({"attention_levels": []}),
+    "attention at 16x16 and 8x8": Variant({"widths": [64, 96, 96], "attention_levels": [0, 1]}),
+    "attention at 8x8 and 4x4": Variant({"widths": [64, 96, 96], "attention_levels": [1, 2]}),
+    "one head": Variant({"head_width": 96}),
+    "RMS norm": Variant({"normalisation": "rms"}),
+    "magnitude-preserving": Variant({"normalisation": "magnitude"}),
+    "groups of a quarter": Variant({"widths": [80, 128, 144], "convolution_groups": 4, "head_width": 16}),
+    "depthwise": Variant({"widths": [112, 176, 176], "convolution_groups": 0, "head_width": 16}),
     # How it is trained.
-    "batch 32": ({}, {"--batch-size": 32}),
-    "batch 128": ({}, {"--batch-size": 128}),
-    "learning rate 5e-4": ({}, {"--learning-rate": 5e-4}),
-    "learning rate 2e-3": ({}, {"--learning-rate": 2e-3}),
-    "Muon 1e-3": ({}, {"--optimizer": "muon"}),
-    "Muon 2e-3": ({}, {"--optimizer": "muon", "--learning-rate": 2e-3}),
-    "Muon 4e-3": ({}, {"--optimizer": "muon", "--learning-rate": 4e-3}),
-    "uniform times": ({}, {"--time-distribution": "uniform"}),
-    "label dropout 0.1": ({}, {"--label-dropout": 0.1}),
+    "batch 32": Variant(batch_size=32),
+    "batch 128": Variant(batch_size=128),
+    "decay from the start": Variant(decay_share=0.9),
+    "uniform times": Variant(flow={"--time-distribution": "uniform"}),
+    "label dropout 0.1": Variant(flow={"--label-dropout": 0.1}),
 }
 
 
@@ -75,6 +91,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--flop", type=POSITIVE, required=True, help="training FLOP of each variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/search"), help="folder of the runs")
+    parser.add_argument(
+        "--fid-seeds", type=COUNT_OR_ZERO, nargs="*", default=[], help="sampling seeds to draw FID with"
+    )
+    parser.add_argument("--reference", default="cifar10", help="of FID, as for compute_fid.py")
+    parser.add_argument("--inception-weights", type=Path, help="as for compute_fid.py")
     return parser.parse_args()
 
 
@@ -86,95 +107,146 @@ def flop_per_image(model: UNet) -> float:
     return counter.get_total_flops() / 2
 
 
-def training_command(name: str, flop: float, images: Path, out: Path) -> list[str]:
-    """The teacher's command line: steps by the FLOP, warm-up of a tenth (at most 500), decay over the last 40 %."""
-    network, recipe = VARIANTS[name]
-    recipe = RECIPE | recipe
-    model = UNet(replace(NETWORKS["cpu"], num_classes=10, **network))
-    steps = round(flop / (flop_per_image(model) * recipe["--batch-size"]))
+def network_of(variant: Variant) -> UNet:
+    return UNet(replace(NETWORKS["cpu"], num_classes=10, **variant.network))
+
+
+def training_command(variant: Variant, flop: float, images: Path, out: Path) -> list[str]:
+    """The teacher's command line, with steps by the FLOP and a warm-up of a tenth of them (at most 500)."""
+    steps = round(flop / (flop_per_image(network_of(variant)) * variant.batch_size))
     options = {
         "--preset": "cpu",
         "--data": "folder",
         "--data-dir": images,
-        **recipe,
+        "--batch-size": variant.batch_size,
+        "--optimizer": variant.optimizer,
+        "--learning-rate": variant.learning_rate,
         "--steps": steps,
         "--warmup-steps": min(500, steps // 10),
-        "--decay-steps": steps * 2 // 5,
+        "--decay-steps": round(steps * variant.decay_share),
         "--ema-decay": EMA_DECAYS[-1],
         "--evaluate-every": steps,
         "--out": out,
+        **variant.flow,
     }
     command = ["python", "teacher_rectified_flow.py", *(str(part) for option in options.items() for part in option)]
     command += ["--more-ema-decays", *map(str, EMA_DECAYS[:-1]), "--snapshot-steps"]
-    return [*command, "--network", json.dumps(network)] if network else command
+    return [*command, "--network", json.dumps(variant.network)] if variant.network else command
 
 
-def measured_row(name: str, flop: float, command: list[str], out: Path) -> dict:
-    network, _ = VARIANTS[name]
-    model = UNet(replace(NETWORKS["cpu"], num_classes=10, **network))
+def fid_command(ema_decay: float, seed: int, reference: str, weights: Path | None, out: Path) -> list[str]:
+    """Of the average with the lowest held-out loss."""
+    name = "teacher" if ema_decay == EMA_DECAYS[-1] else f"teacher_ema_{ema_decay:g}"
+    options = {
+        **SAMPLER,
+        "--num-samples": FID_SAMPLES,
+        "--seed": seed,
+        "--reference": reference,
+        "--output": out / "fid.jsonl",
+    }
+    if weights:
+        options["--inception-weights"] = weights
+    command = ["python", "compute_fid.py", str(out / f"{name}.safetensors")]
+    return command + [str(part) for option in options.items() for part in option]
+
+
+def run_stage(command: list[str]) -> None:
+    print(f"\n{shlex.join(command)}", flush=True)
+    subprocess.run([sys.executable, ROOT / command[1], *command[2:]], check=True)
+
+
+def trained(name: str, flop: float, images: Path, out: Path) -> dict:
+    """Trains a variant, and returns its row without FID."""
+    variant, model = VARIANTS[name], network_of(VARIANTS[name])
+    command = training_command(variant, flop, images, out)
+    run_stage(command)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     last = records[-1]
     losses = {f"{decay:g}": last[f"held_out_loss_ema_{decay:g}"] for decay in EMA_DECAYS[:-1]}
     losses[f"{EMA_DECAYS[-1]:g}"] = last["held_out_loss"]
     best = min(losses, key=losses.get)
     device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    bare, _ = bare_rate(one_step(prepare(model, device).train(), variant.batch_size, precision), 5, device)
     return {
         "variant": name,
         "flop_budget": flop,
         "parameters": count_values(model),
         "forward_flop": count_forward_flop(model),
         "training_flop": last["training_flop"],
+        "batch_size": variant.batch_size,
         "steps": last["step"],
         "images_per_second": statistics.median(record["images_per_second"] for record in records if "loss" in record),
+        "bare_flop_per_second": bare,
         "minutes": last["seconds"] / 60,
         "held_out_losses": losses,
         "held_out_loss": losses[best],
         "ema_decay": float(best),
-        "machine": f"{describe_machine(device)}, {choose_precision('auto', device).name}",
+        "fid": {},
+        "machine": f"{describe_machine(device)}, {precision.name}",
         "command": shlex.join(command),
     }
 
 
 def page(rows: list[dict]) -> str:
+    sampler = shlex.join(str(part) for option in SAMPLER.items() for part in option)
     sections = [
         "# Search for a network and a recipe\n\nWritten by `benchmarks/architecture_search.py` from "
-        "[architecture_search.jsonl](architecture_search.jsonl), where the command of each row stands."
+        "[architecture_search.jsonl](architecture_search.jsonl), where the command of each row stands. The loss is on "
+        "held-out images at uniform times, with the best of the EMA lengths, which the next column gives. FID: "
+        f"{FID_SAMPLES:,} samples of `{sampler}` against all training images, the mean over so many sampling seeds. "
+        "Share of bare: the arithmetic rate of training over that of the network's convolutions alone."
     ]
-    header = ("variant", "held-out loss", "EMA", "parameters", "forward MFLOP", "images/s", "GFLOP/s", "minutes")
+    header = (
+        *("variant", "held-out loss", "EMA", "FID", "seeds", "parameters", "forward MFLOP", "images/s"),
+        *("GFLOP/s", "share of bare", "minutes"),
+    )
     for budget in sorted({row["flop_budget"] for row in rows}):
         chosen = sorted((row for row in rows if row["flop_budget"] == budget), key=lambda row: row["held_out_loss"])
-        cells = [
-            (
-                row["variant"],
-                f"{row['held_out_loss']:.5f}",
-                f"{row['ema_decay']:g}",
-                f"{row['parameters']:,}",
-                f"{row['forward_flop'] / 1e6:.0f}",
-                f"{row['images_per_second']:.0f}",
-                f"{row['training_flop'] / (60 * row['minutes']) / 1e9:.0f}",
-                f"{row['minutes']:.1f}",
-            )
-            for row in chosen
-        ]
         machines = "; ".join(sorted({row["machine"] for row in chosen}))
-        sections.append(f"## {budget:.3g} training FLOP\n\n{markdown_table(header, cells)}\n\nMeasured on: {machines}.")
+        table = markdown_table(header, [cells(row) for row in chosen])
+        sections.append(f"## {budget:.3g} training FLOP\n\n{table}\n\nMeasured on: {machines}.")
     return "\n\n".join(sections) + "\n"
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    rate = row["training_flop"] / row["steps"] / row["batch_size"] * row["images_per_second"]
+    return (
+        row["variant"],
+        f"{row['held_out_loss']:.5f}",
+        f"{row['ema_decay']:g}",
+        f"{statistics.mean(row['fid'].values()):.2f}" if row["fid"] else "",
+        str(len(row["fid"]) or ""),
+        f"{row['parameters']:,}",
+        f"{row['forward_flop'] / 1e6:.0f}",
+        f"{row['images_per_second']:.0f}",
+        f"{rate / 1e9:.0f}",
+        f"{rate / row['bare_flop_per_second']:.0%}",
+        f"{row['minutes']:.1f}",
+    )
 
 
 def main() -> None:
     args = parse_args()
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
-    done = {(row["variant"], row["flop_budget"]) for row in rows}
+    rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.is_file() else []
+
+    def save() -> None:
+        write_text(args.rows, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(args.rows.with_suffix(".md"), page(rows))
+
     for name in args.variants:
-        if (name, args.flop) in done:
-            continue
         out = args.out / f"{args.flop:.3g}" / name.replace(" ", "_")
-        command = training_command(name, args.flop, args.images, out)
-        print(f"\n{name}: {shlex.join(command)}", flush=True)
-        subprocess.run([sys.executable, *command[1:]], check=True, cwd=ROOT)
-        rows.append(measured_row(name, args.flop, command, out))
-        write_text(ROWS, "".join(json.dumps(row) + "\n" for row in rows))
-        write_text(PAGE, page(rows))
+        row = next((row for row in rows if (row["variant"], row["flop_budget"]) == (name, args.flop)), None)
+        if row is None:
+            row = trained(name, args.flop, args.images, out)
+            rows.append(row)
+            save()
+        for seed in args.fid_seeds:
+            if str(seed) not in row["fid"]:
+                run_stage(fid_command(row["ema_decay"], seed, args.reference, args.inception_weights, out))
+                results = [json.loads(line) for line in (out / "fid.jsonl").read_text().splitlines()]
+                row["fid"][str(seed)] = results[-1]["fid"]
+                save()
 
 
 if __name__ == "__main__":

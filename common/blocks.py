@@ -22,10 +22,13 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last makes the channels of a position neighbours in memory: torch's own kernel then applies.
-        return F.rms_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight).permute(0, 3, 1, 2)
+        # Its fused form also wants the weight in the type of its input, which autocast leaves to us.
+        normalised = F.rms_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight.to(x.dtype))
+        return normalised.permute(0, 3, 1, 2)
 
 
-NORMALISATIONS = {"group": group_norm, "rms": ChannelRMSNorm}
+NORMALISATIONS = {"group": group_norm, "rms": ChannelRMSNorm, "magnitude": ChannelRMSNorm}
+"""Outside the residual blocks a magnitude-preserving network normalises as the RMS one does."""
 
 
 def convolution(in_channels: int, out_channels: int, groups: int) -> nn.Module:
@@ -67,6 +70,41 @@ class ResidualBlock(nn.Module):
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
         return self.shortcut(x) + self.conv2(F.silu(hidden))
+
+
+class MagnitudePreservingConv2d(nn.Conv2d):
+    """A convolution without bias whose kernels have unit norm, whatever the optimiser makes of their length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernels = F.normalize(self.weight.flatten(1), dim=1).view_as(self.weight)
+        return self._conv_forward(x, kernels.contiguous(memory_format=torch.channels_last), None)
+
+
+class MagnitudePreservingBlock(nn.Module):
+    """A residual block that keeps the size of its activations by its weights (after Karras et al. 2024, EDM2).
+
+    Only its input is normalised. The kernels have unit norm, SiLU is divided by what it does to the size of normal
+    values, and the sum of shortcut and branch is weighted so that the sum of two unrelated ones keeps theirs.
+    """
+
+    SILU_SIZE = 0.596
+    BRANCH_SHARE = 0.3
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_width: int):
+        super().__init__()
+        self.conv1 = MagnitudePreservingConv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.modulation = zero_initialised(nn.Linear(embedding_width, out_channels))
+        self.conv2 = MagnitudePreservingConv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else MagnitudePreservingConv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        x = F.rms_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
+        hidden = self.conv1(F.silu(x) / self.SILU_SIZE)
+        hidden = hidden * (1 + self.modulation(embedding)[:, :, None, None])
+        hidden = self.conv2(F.silu(hidden) / self.SILU_SIZE)
+        share = self.BRANCH_SHARE
+        return torch.lerp(self.shortcut(x), hidden, share) / math.hypot(share, 1 - share)
 
 
 class SelfAttention(nn.Module):

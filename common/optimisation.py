@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from common.muon import Muon
+
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -16,11 +18,9 @@ def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_dec
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the hidden convolutions, AdamW for everything else, at one learning rate.
+    """Muon for the hidden convolutions, AdamW for everything else, at one learning rate.
 
-    Muon takes matrices: a kernel (out, in, 3, 3) is one of (out, 9 in). Its update is scaled to the size of AdamW's
-    (Liu et al. 2025, "Muon is scalable for LLM training"), so that both share a learning rate. Input, output and
-    embedding layers, vectors and grouped kernels stay with AdamW, as its authors advise.
+    Input, output and embedding layers, vectors and grouped kernels stay with AdamW, as Muon's authors advise.
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float):
@@ -31,34 +31,27 @@ class MuonWithAdamW(torch.optim.Optimizer):
         ]
         identities = {id(weight) for weight in hidden}
         others = [parameter for parameter in model.parameters() if id(parameter) not in identities]
-        self.hidden = hidden
-        # Parameters of their own on the memory of the kernels: channels-last, (out, 3, 3, in) lies in one piece.
-        self.matrices = [nn.Parameter(weight.detach().permute(0, 2, 3, 1).view(len(weight), -1)) for weight in hidden]
-        self.muon = torch.optim.Muon(
-            self.matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        self.adamw = torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self.parts = {
+            "muon": Muon(hidden, learning_rate, weight_decay),
+            "adamw": torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, fused=True),
+        }
         super().__init__(model.parameters(), {})
-        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        self._join_groups()
+
+    def _join_groups(self) -> None:
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
 
     def step(self, closure: None = None) -> None:
-        for matrix, weight in zip(self.matrices, self.hidden, strict=True):
-            matrix.grad = weight.grad.permute(0, 2, 3, 1).reshape(matrix.shape)
-        self.muon.step()
-        self.adamw.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.adamw.zero_grad(set_to_none)
-        for weight in self.hidden:
-            weight.grad = None
+        for part in self.parts.values():
+            part.step()
 
     def state_dict(self) -> dict:
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.muon.load_state_dict(state_dict["muon"])
-        self.adamw.load_state_dict(state_dict["adamw"])
-        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self._join_groups()
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: int) -> float:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.blocks import (
     CHANNELS_PER_GROUP,
     NORMALISATIONS,
+    MagnitudePreservingBlock,
     ResidualBlock,
     SelfAttention,
     Upsample,
@@ -43,7 +44,8 @@ class UNetConfig:
     head_width: int = 32
     embedding_width: int = 128
     normalisation: str = "group"
-    """`group` (Wu and He 2018) or `rms`: over the channels of each position (Zhang and Sennrich 2019)."""
+    """`group` (Wu and He 2018), `rms`: over the channels of each position (Zhang and Sennrich 2019), or `magnitude`:
+    residual blocks that preserve the size of their activations (Karras et al. 2024, EDM2)."""
     convolution_groups: int = 1
     """Groups of the 3x3 convolutions in residual blocks, 0: depthwise. Other than 1, a 1x1 convolution mixes them."""
     num_classes: int = 0
@@ -60,6 +62,8 @@ class UNetConfig:
         for name, known in (("skips", SKIPS), ("normalisation", NORMALISATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.normalisation == "magnitude" and self.convolution_groups != 1:
+            raise ValueError("magnitude-preserving blocks have no grouped convolutions")
         smallest_step = self.patch_size * 2 ** (len(self.widths) - 1)
         if self.image_size % smallest_step:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {smallest_step}")
@@ -85,9 +89,12 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, attention: bool):
         super().__init__()
-        self.block = ResidualBlock(
-            in_channels, out_channels, config.embedding_width, config.normalisation, config.convolution_groups
-        )
+        if config.normalisation == "magnitude":
+            self.block = MagnitudePreservingBlock(in_channels, out_channels, config.embedding_width)
+        else:
+            self.block = ResidualBlock(
+                in_channels, out_channels, config.embedding_width, config.normalisation, config.convolution_groups
+            )
         self.attention = nn.Identity()
         if attention:
             self.attention = SelfAttention(out_channels, config.head_width, config.normalisation)

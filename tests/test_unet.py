@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL_CONFIG, random_network
 
-from common.blocks import ChannelRMSNorm, SelfAttention
+from common.blocks import ChannelRMSNorm, MagnitudePreservingBlock, SelfAttention
 from common.presets import NETWORKS
 from common.unet import UNet, UNetConfig, count_forward_flop, count_values
 
@@ -76,6 +76,7 @@ def test_flop_of_a_convolution_are_two_per_multiply_add():
     [
         {"skips": "added"},
         {"normalisation": "rms"},
+        {"normalisation": "magnitude"},
         {"middle_attention": True},
         {"blocks_per_level": [1, 2]},
         {"convolution_groups": 4},
@@ -96,6 +97,18 @@ def test_rms_norm_is_that_of_its_definition():
     torch.nn.init.normal_(norm.weight)
     expected = x / x.square().mean(1, keepdim=True).sqrt() * norm.weight[:, None, None]
     torch.testing.assert_close(norm(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_magnitude_preserving_blocks_keep_the_size_of_their_input_whatever_the_length_of_their_kernels():
+    block = MagnitudePreservingBlock(64, 96, embedding_width=16)
+    x, embedding = torch.randn(8, 64, 16, 16), torch.randn(8, 16)
+    sizes = block(x, embedding).square().mean(dim=(0, 2, 3)).sqrt()
+    assert sizes.min() > 0.9 and sizes.max() < 1.1
+    expected = block(x, embedding)
+    with torch.no_grad():
+        for convolution in (block.conv1, block.conv2, block.shortcut):
+            convolution.weight.mul_(3)
+    torch.testing.assert_close(block(5 * x, embedding), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
