@@ -91,9 +91,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--flop", type=POSITIVE, required=True, help="training FLOP of each variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/search"), help="folder of the runs")
-    parser.add_argument(
-        "--fid-seeds", type=COUNT_OR_ZERO, nargs="*", default=[], help="sampling seeds to draw FID with"
-    )
+    parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "architecture_search.jsonl", help="file of rows")
+    parser.add_argument("--fid-seeds", type=COUNT_OR_ZERO, nargs="*", default=[], help="sampling seeds of FID")
     parser.add_argument("--reference", default="cifar10", help="of FID, as for compute_fid.py")
     parser.add_argument("--inception-weights", type=Path, help="as for compute_fid.py")
     return parser.parse_args()
