@@ -74,6 +74,8 @@ VARIANTS = {
     "one head": Variant({"head_width": 96}),
     "RMS norm": Variant({"normalisation": "rms"}),
     "magnitude-preserving": Variant({"normalisation": "magnitude"}),
+    "hard swish": Variant({"activation": "hardswish"}),
+    "ReLU": Variant({"activation": "relu"}),
     "groups of a quarter": Variant({"widths": [80, 128, 144], "convolution_groups": 4, "head_width": 16}),
     "depthwise": Variant({"widths": [112, 176, 176], "convolution_groups": 0, "head_width": 16}),
     # How it is trained.

@@ -31,6 +31,9 @@ NORMALISATIONS = {"group": group_norm, "rms": ChannelRMSNorm, "magnitude": Chann
 """Outside the residual blocks a magnitude-preserving network normalises as the RMS one does."""
 
 
+ACTIVATIONS = {"silu": F.silu, "hardswish": F.hardswish, "relu": F.relu}
+
+
 def convolution(in_channels: int, out_channels: int, groups: int) -> nn.Module:
     """A 3x3 convolution; in groups (0: one for each channel), it is followed by a 1x1 convolution across them."""
     if groups == 1:
@@ -52,9 +55,16 @@ class ResidualBlock(nn.Module):
     """Two convolutions around a scale and shift by the embedding (N, embedding_width), added to a shortcut."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding_width: int, normalisation: str = "group", groups: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_width: int,
+        normalisation: str = "group",
+        activation: str = "silu",
+        groups: int = 1,
     ):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         norm = NORMALISATIONS[normalisation]
         self.norm1 = norm(in_channels)
         self.conv1 = convolution(in_channels, out_channels, groups)
@@ -66,10 +76,10 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv1(self.activation(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
-        return self.shortcut(x) + self.conv2(F.silu(hidden))
+        return self.shortcut(x) + self.conv2(self.activation(hidden))
 
 
 class MagnitudePreservingConv2d(nn.Conv2d):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.blocks import (
+    ACTIVATIONS,
     CHANNELS_PER_GROUP,
     NORMALISATIONS,
     MagnitudePreservingBlock,
@@ -46,6 +47,8 @@ class UNetConfig:
     normalisation: str = "group"
     """`group` (Wu and He 2018), `rms`: over the channels of each position (Zhang and Sennrich 2019), or `magnitude`:
     residual blocks that preserve the size of their activations (Karras et al. 2024, EDM2)."""
+    activation: str = "silu"
+    """`silu`, or what takes less time than it: `hardswish` (Howard et al. 2019) or `relu`."""
     convolution_groups: int = 1
     """Groups of the 3x3 convolutions in residual blocks, 0: depthwise. Other than 1, a 1x1 convolution mixes them."""
     num_classes: int = 0
@@ -59,11 +62,11 @@ class UNetConfig:
             object.__setattr__(self, "blocks_per_level", tuple(self.blocks_per_level))
             if len(self.blocks_per_level) != len(self.widths):
                 raise ValueError(f"blocks_per_level {self.blocks_per_level} is not one number for each of the widths")
-        for name, known in (("skips", SKIPS), ("normalisation", NORMALISATIONS)):
+        for name, known in (("skips", SKIPS), ("normalisation", NORMALISATIONS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if self.normalisation == "magnitude" and self.convolution_groups != 1:
-            raise ValueError("magnitude-preserving blocks have no grouped convolutions")
+        if self.normalisation == "magnitude" and (self.convolution_groups, self.activation) != (1, "silu"):
+            raise ValueError("magnitude-preserving blocks have SiLU and no grouped convolutions")
         smallest_step = self.patch_size * 2 ** (len(self.widths) - 1)
         if self.image_size % smallest_step:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {smallest_step}")
@@ -93,7 +96,12 @@ class Stage(nn.Module):
             self.block = MagnitudePreservingBlock(in_channels, out_channels, config.embedding_width)
         else:
             self.block = ResidualBlock(
-                in_channels, out_channels, config.embedding_width, config.normalisation, config.convolution_groups
+                in_channels,
+                out_channels,
+                config.embedding_width,
+                config.normalisation,
+                config.activation,
+                config.convolution_groups,
             )
         self.attention = nn.Identity()
         if attention:
@@ -155,6 +163,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.upsample.append(Upsample(channels))
 
+        self.activation = ACTIVATIONS[config.activation]
         self.final_norm = NORMALISATIONS[config.normalisation](channels)
         self.final_conv = zero_initialised(nn.Conv2d(channels, patch_channels, 3, padding=1))
 
@@ -190,7 +199,7 @@ class UNet(nn.Module):
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden)
 
-        patches = self.final_conv(F.silu(self.final_norm(hidden)))
+        patches = self.final_conv(self.activation(self.final_norm(hidden)))
         return F.pixel_shuffle(patches, self.config.patch_size).float()
 
     def embed(self, t: Tensor, labels: Tensor | None, batch_size: int) -> Tensor:
