@@ -68,6 +68,12 @@ VARIANTS = {
     "deeper at 8x8": Variant({"widths": [64, 96, 80], "blocks_per_level": [1, 2, 1], "head_width": 16}),
     # How it is wired.
     "added skips": Variant({"skips": "added", "widths": [80, 112, 112], "head_width": 16}),
+    "added skips, twice as deep": Variant(
+        {"skips": "added", "widths": [64, 80, 96], "blocks_per_level": 2, "head_width": 16}
+    ),
+    "added skips, twice as deep, lighter 16x16": Variant(
+        {"skips": "added", "widths": [48, 96, 96], "blocks_per_level": 2, "head_width": 16}
+    ),
     "no attention": Variant({"attention_levels": []}),
     "attention at 16x16 and 8x8": Variant({"widths": [64, 96, 96], "attention_levels": [0, 1]}),
     "attention at 8x8 and 4x4": Variant({"widths": [64, 96, 96], "attention_levels": [1, 2]}),

@@ -1,11 +1,13 @@
 """The arithmetic rate of training, against that of the network's bare convolutions, and where the other time goes.
 
     python benchmarks/training_rate.py --preset cpu
+    python benchmarks/training_rate.py --preset cpu --compile
 
 The first rate is the FLOP of a training step over the wall-clock of whole steps (batch assembly, optimiser and EMA
 included), as `teacher_rectified_flow.py` itself logs it on drawn shapes. For the second, every convolution of one real
 step is recorded and run alone and warm: at its shape, batch, memory format and precision, forward and with the
-gradients that it needs; median times are added up. Then the profiler's list of what takes the time of a step.
+gradients that it needs; median times are added up. Then what the parts of a step take, each alone, and the profiler's
+list of what the network does. With --compile, the last of the parts is the first step's time, which is start-up.
 """
 
 import argparse
@@ -16,11 +18,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +37,8 @@ from common import flow
 from common.checkpoint import prepare
 from common.command_line import COUNT, add_device_arguments, run
 from common.device import Precision, choose_device, choose_precision, describe_machine
+from common.muon import as_matrix
+from common.optimisation import OPTIMIZERS, ema_update, make_optimizer
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.unet import UNet
 
@@ -42,6 +50,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=NETWORKS, default="cpu")
     parser.add_argument("--batch-size", type=COUNT, help="images of a step (default: the preset's)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="(default: the preset's)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
     parser.add_argument("--steps", type=COUNT, default=100, help="training steps that are timed, after 20 to warm up")
     parser.add_argument("--repeats", type=COUNT, default=7, help="runs of each bare convolution")
     parser.add_argument("--rows", type=COUNT, default=16, help="lines of the profile")
@@ -49,12 +59,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def training_rates(args: argparse.Namespace, batch_size: int) -> tuple[float, float]:
+def training_rates(args: argparse.Namespace, batch_size: int, optimizer: str) -> tuple[float, float]:
     """(FLOP a second, images a second) of the teacher's own training loop: the median over windows of ten steps."""
     script = ROOT / "teacher_rectified_flow.py"
     options = {
         "--preset": args.preset,
         "--batch-size": batch_size,
+        "--optimizer": optimizer,
         "--steps": args.steps + 20,
         "--warmup-steps": 0,
         "--decay-steps": 0,
@@ -65,7 +76,7 @@ def training_rates(args: argparse.Namespace, batch_size: int) -> tuple[float, fl
     }
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, script, "--data", "shapes", "--snapshot-steps", "--out", folder]
-        command += [part for option in options.items() for part in option]
+        command += [part for option in options.items() for part in option] + ["--compile"] * args.compile
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     rates = [record["images_per_second"] for record in records if "loss" in record][2:]
@@ -100,10 +111,10 @@ def make_argument(description):
     return list(description) if isinstance(description, tuple) else description
 
 
-def one_step(model: UNet, batch_size: int, precision: Precision):
+def one_step(model: nn.Module, batch_size: int, precision: Precision):
     """A function that makes the forward and backward pass of a training step on a random batch."""
     device = precision.device
-    shape = (batch_size, *model.config.image_shape)
+    shape = (batch_size, 3, 32, 32)
     noise, image = (torch.randn(shape).to(device).contiguous(memory_format=torch.channels_last) for _ in range(2))
     t, labels = torch.rand(batch_size, device=device), torch.arange(batch_size, device=device) % 10
 
@@ -124,16 +135,38 @@ def bare_rate(step, repeats: int, device: torch.device) -> tuple[float, float]:
         arguments = [make_argument(description) for description in descriptions]
         with FlopCounterMode(display=False) as counter:
             function(*arguments)
-        times = []
-        for _ in range(repeats + 2):
-            start = time.perf_counter()
-            function(*arguments)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
         flop += count * counter.get_total_flops()
-        seconds += count * statistics.median(times[2:])
+        seconds += count * median_seconds(partial(function, *arguments), repeats, device)
     return flop / seconds, seconds
+
+
+def median_seconds(function: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Of a call, after two to warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def parts_of_a_step(model: UNet, step, repeats: int, device: torch.device) -> dict[str, float]:
+    """Seconds of each part alone; of the optimisers a run has one, and torch's own Muon is there to compare with."""
+    average = AveragedModel(model, multi_avg_fn=ema_update(0.999, num_averaged=lambda: 1000))
+    ours = {name: make_optimizer(name, model, 1e-6, 0.0) for name in OPTIMIZERS}
+    kernels = [kernel for group in ours["muon"].parts["muon"].param_groups for kernel in group["params"]]
+    matrices = [nn.Parameter(as_matrix(kernel.detach()).clone()) for kernel in kernels]
+    for kernel, matrix in zip(kernels, matrices, strict=True):
+        matrix.grad = as_matrix(kernel.grad.contiguous(memory_format=torch.channels_last)).clone()
+    functions = {
+        "forward and backward": step,
+        **{name: optimizer.step for name, optimizer in ours.items()},
+        "torch.optim.Muon alone": torch.optim.Muon(matrices, lr=1e-6).step,
+        "EMA": lambda: average.update_parameters(model),
+    }
+    return {name: median_seconds(function, repeats, device) for name, function in functions.items()}
 
 
 def main() -> None:
@@ -141,8 +174,9 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     batch_size = args.batch_size or TEACHER_RECIPES[args.preset].batch_size
+    optimizer = args.optimizer or TEACHER_RECIPES[args.preset].optimizer
     print(
-        f"{args.preset}, batches of {batch_size}, {describe_machine(device)}, {precision.name}, "
+        f"{args.preset}, batches of {batch_size}, {optimizer}, {describe_machine(device)}, {precision.name}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     torch.manual_seed(0)
@@ -152,13 +186,19 @@ def main() -> None:
 
     # The bare convolutions before and after training: a machine that changes its speed shows.
     before, _ = bare_rate(step, args.repeats, device)
-    rate, images_per_second = training_rates(args, batch_size)
+    rate, images_per_second = training_rates(args, batch_size, optimizer)
     after, seconds = bare_rate(step, args.repeats, device)
     bare = (before + after) / 2
     print(f"training            {rate / 1e9:8.1f} GFLOP/s   {images_per_second:.0f} images/s")
     print(f"bare convolutions   {bare / 1e9:8.1f} GFLOP/s   ({before / 1e9:.1f} before, {after / 1e9:.1f} after)")
     print(f"training reaches    {rate / bare:8.1%} of the bare convolutions' rate")
     print(f"of a step of {1000 * batch_size / images_per_second:.1f} ms they would take {1000 * seconds:.1f} ms alone")
+    for name, part in parts_of_a_step(model, step, args.repeats, device).items():
+        print(f"{name:24}{1000 * part:8.1f} ms")
+    if args.compile:
+        start = time.perf_counter()
+        one_step(torch.compile(model), batch_size, precision)()
+        print(f"{'first compiled step':24}{time.perf_counter() - start:8.1f} s")
 
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(5):

@@ -53,12 +53,15 @@ class Recipe:
     steps: int
     decay_steps: int
     ema_decay: float
+    optimizer: str = "adamw"
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="samples in a step")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="muon is for the hidden convolutions")
+    group.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default=recipe.optimizer, help="muon is for the hidden convolutions"
+    )
     group.add_argument("--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="after the warm-up")
     group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="decoupled from the gradient")
     group.add_argument("--warmup-steps", type=COUNT_OR_ZERO, default=recipe.warmup_steps, help="linear warm-up from 0")
