@@ -78,6 +78,7 @@ VARIANTS = {
     "attention at 16x16 and 8x8": Variant({"widths": [64, 96, 96], "attention_levels": [0, 1]}),
     "attention at 8x8 and 4x4": Variant({"widths": [64, 96, 96], "attention_levels": [1, 2]}),
     "one head": Variant({"head_width": 96}),
+    "layer norm": Variant({"normalisation": "layer"}),
     "RMS norm": Variant({"normalisation": "rms"}),
     "magnitude-preserving": Variant({"normalisation": "magnitude"}),
     "hard swish": Variant({"activation": "hardswish"}),

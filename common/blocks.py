@@ -27,7 +27,14 @@ class ChannelRMSNorm(nn.Module):
         return normalised.permute(0, 3, 1, 2)
 
 
-NORMALISATIONS = {"group": group_norm, "rms": ChannelRMSNorm, "magnitude": ChannelRMSNorm}
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each position (as in ConvNeXt, Liu et al. 2022)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+NORMALISATIONS = {"group": group_norm, "layer": ChannelLayerNorm, "rms": ChannelRMSNorm, "magnitude": ChannelRMSNorm}
 """Outside the residual blocks a magnitude-preserving network normalises as the RMS one does."""
 
 

@@ -45,8 +45,8 @@ class UNetConfig:
     head_width: int = 32
     embedding_width: int = 128
     normalisation: str = "group"
-    """`group` (Wu and He 2018), `rms`: over the channels of each position (Zhang and Sennrich 2019), or `magnitude`:
-    residual blocks that preserve the size of their activations (Karras et al. 2024, EDM2)."""
+    """`group` (Wu and He 2018); over the channels of each position `layer` (Ba et al. 2016) or `rms` (Zhang and
+    Sennrich 2019); or `magnitude`: blocks that preserve the size of their activations (Karras et al. 2024, EDM2)."""
     activation: str = "silu"
     """`silu`, or what takes less time than it: `hardswish` (Howard et al. 2019) or `relu`."""
     convolution_groups: int = 1

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL_CONFIG, random_network
 
-from common.blocks import ChannelRMSNorm, MagnitudePreservingBlock, SelfAttention
+from common.blocks import ChannelLayerNorm, ChannelRMSNorm, MagnitudePreservingBlock, SelfAttention
 from common.presets import NETWORKS
 from common.unet import UNet, UNetConfig, count_forward_flop, count_values
 
@@ -76,6 +76,7 @@ def test_flop_of_a_convolution_are_two_per_multiply_add():
     [
         {"skips": "added"},
         {"activation": "hardswish"},
+        {"normalisation": "layer"},
         {"normalisation": "rms"},
         {"normalisation": "magnitude"},
         {"middle_attention": True},
@@ -88,9 +89,17 @@ def test_every_kind_of_network_trains_all_its_parameters(change):
     config = replace(SMALL_CONFIG, **change)
     model, plain = random_network(config).train(), random_network()
     assert UNetConfig(**json.loads(json.dumps(config.to_dict()))) == config
-    assert count_values(model) != count_values(plain) or change.keys() == {"activation"}
-    model(torch.randn(4, 3, 32, 32), torch.rand(4), torch.tensor([0, 1, 2, 10])).square().mean().backward()
+    inputs = torch.randn(4, 3, 32, 32), torch.rand(4), torch.tensor([0, 1, 2, 10])
+    assert not torch.allclose(model(*inputs), plain(*inputs))
+    model(*inputs).square().mean().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_layer_norm_is_of_the_channels_of_each_position():
+    norm, x = ChannelLayerNorm(16), torch.randn(2, 16, 3, 3)
+    torch.nn.init.normal_(norm.weight)
+    expected = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, correction=0) * norm.weight[:, None, None]
+    torch.testing.assert_close(norm(x), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_rms_norm_is_that_of_its_definition():
