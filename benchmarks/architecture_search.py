@@ -74,6 +74,9 @@ VARIANTS = {
     "added skips, twice as deep, lighter 16x16": Variant(
         {"skips": "added", "widths": [48, 96, 96], "blocks_per_level": 2, "head_width": 16}
     ),
+    "added skips, three times as deep": Variant(
+        {"skips": "added", "widths": [48, 80, 80], "blocks_per_level": 3, "head_width": 16}
+    ),
     "no attention": Variant({"attention_levels": []}),
     "attention at 16x16 and 8x8": Variant({"widths": [64, 96, 96], "attention_levels": [0, 1]}),
     "attention at 8x8 and 4x4": Variant({"widths": [64, 96, 96], "attention_levels": [1, 2]}),
