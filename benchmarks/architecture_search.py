@@ -54,6 +54,9 @@ class Variant:
     """Further options of the teacher stage."""
 
 
+DEEP = {"skips": "added", "widths": [64, 80, 96], "blocks_per_level": 2, "head_width": 16}
+DEEP_AND_FAST = DEEP | {"activation": "hardswish", "normalisation": "layer"}
+
 VARIANTS = {
     "AdamW 1e-3": Variant(optimizer="adamw", learning_rate=1e-3),
     "Muon 1e-3": Variant(learning_rate=1e-3),
@@ -68,9 +71,7 @@ VARIANTS = {
     "deeper at 8x8": Variant({"widths": [64, 96, 80], "blocks_per_level": [1, 2, 1], "head_width": 16}),
     # How it is wired.
     "added skips": Variant({"skips": "added", "widths": [80, 112, 112], "head_width": 16}),
-    "added skips, twice as deep": Variant(
-        {"skips": "added", "widths": [64, 80, 96], "blocks_per_level": 2, "head_width": 16}
-    ),
+    "added skips, twice as deep": Variant(DEEP),
     "added skips, twice as deep, lighter 16x16": Variant(
         {"skips": "added", "widths": [48, 96, 96], "blocks_per_level": 2, "head_width": 16}
     ),
@@ -94,6 +95,10 @@ VARIANTS = {
     "decay from the start": Variant(decay_share=0.9),
     "uniform times": Variant(flow={"--time-distribution": "uniform"}),
     "label dropout 0.1": Variant(flow={"--label-dropout": 0.1}),
+    # What was good alone, together.
+    "deep and fast": Variant(DEEP_AND_FAST),
+    "deep and fast, uniform times": Variant(DEEP_AND_FAST, flow={"--time-distribution": "uniform"}),
+    "deep and fast, 4e-3": Variant(DEEP_AND_FAST, learning_rate=4e-3),
 }
 
 
