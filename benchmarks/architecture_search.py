@@ -36,7 +36,7 @@ from common.unet import UNet, count_forward_flop, count_values
 ROOT = Path(__file__).parent.parent
 EMA_DECAYS = (0.99, 0.995, 0.998, 0.999, 0.9995)
 FID_SAMPLES = 5000
-SAMPLER = {"--solver": "euler", "--num-steps": 24, "--guidance": 2}
+SAMPLER = {"--solver": "euler", "--num-steps": 24, "--guidance-scale": 2}
 """Of FID: 41 network calls an image."""
 
 
