@@ -31,7 +31,7 @@ from common.device import choose_device, choose_precision, describe_machine
 from common.files import write_text
 from common.presets import NETWORKS
 from common.tables import markdown_table
-from common.unet import UNet, count_forward_flop, count_values
+from common.unet import UNet, UNetConfig, count_forward_flop, count_values
 
 ROOT = Path(__file__).parent.parent
 EMA_DECAYS = (0.99, 0.995, 0.998, 0.999, 0.9995)
@@ -40,9 +40,13 @@ SAMPLER = {"--solver": "euler", "--num-steps": 24, "--guidance-scale": 2}
 """Of FID: 41 network calls an image."""
 
 
+STARTING_NETWORK = UNetConfig(num_classes=10, widths=(64, 96, 112), embedding_width=96)
+"""Preset `cpu` as the search found it."""
+
+
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the network of preset `cpu`, and from the common recipe."""
+    """What differs from the starting network, and from the common recipe."""
 
     network: dict = field(default_factory=dict)
     optimizer: str = "muon"
@@ -124,12 +128,18 @@ def flop_per_image(model: UNet) -> float:
 
 
 def network_of(variant: Variant) -> UNet:
-    return UNet(replace(NETWORKS["cpu"], num_classes=10, **variant.network))
+    return UNet(replace(STARTING_NETWORK, **variant.network))
+
+
+def changes_of_preset(config: UNetConfig) -> dict:
+    preset = replace(NETWORKS["cpu"], num_classes=config.num_classes).to_dict()
+    return {name: value for name, value in config.to_dict().items() if value != preset[name]}
 
 
 def training_command(variant: Variant, flop: float, images: Path, out: Path) -> list[str]:
     """The teacher's command line, with steps by the FLOP and a warm-up of a tenth of them (at most 500)."""
-    steps = round(flop / (flop_per_image(network_of(variant)) * variant.batch_size))
+    model = network_of(variant)
+    steps = round(flop / (flop_per_image(model) * variant.batch_size))
     options = {
         "--preset": "cpu",
         "--data": "folder",
@@ -146,8 +156,9 @@ def training_command(variant: Variant, flop: float, images: Path, out: Path) -> 
         **variant.flow,
     }
     command = ["python", "teacher_rectified_flow.py", *(str(part) for option in options.items() for part in option)]
-    command += ["--more-ema-decays", *map(str, EMA_DECAYS[:-1]), "--snapshot-steps"]
-    return [*command, "--network", json.dumps(variant.network)] if variant.network else command
+    command += ["--more-ema-decays", *map(str, EMA_DECAYS[:-1])]
+    changes = changes_of_preset(model.config)
+    return [*command, "--network", json.dumps(changes)] if changes else command
 
 
 def fid_command(ema_decay: float, seed: int, reference: str, weights: Path | None, out: Path) -> list[str]:
