@@ -1,5 +1,6 @@
 """Small models and data that the tests share, and a way to run a stage script as its user does."""
 
+import json
 import os
 import re
 import runpy
@@ -151,3 +152,20 @@ def save_random_inception(path: Path, with_classifier: bool = False) -> Path:
 def folder_contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, to show that a refused command left all of them as they were."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def compute_fid(run_script, random_inception, image_folder, tmp_path):
+    """compute_fid(inputs and options ...): against the folder of drawn shapes, results in results.jsonl."""
+
+    def run(*arguments, reference=image_folder):
+        defaults = ("--num-samples", 40, "--reference", reference, "--inception-weights", random_inception)
+        files = ("--features", tmp_path / "features", "--output", tmp_path / "results.jsonl")
+        return run_script("compute_fid.py", *defaults, *files, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def results(tmp_path):
+    return lambda: [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
