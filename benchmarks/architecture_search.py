@@ -16,7 +16,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from benchmarks.training_rate import bare_rate, one_step
 from common.checkpoint import prepare
 from common.command_line import COUNT_OR_ZERO, POSITIVE, run
 from common.device import choose_device, choose_precision, describe_machine
+from common.errors import UserError
 from common.files import write_text
 from common.presets import NETWORKS
 from common.tables import markdown_table
@@ -38,6 +39,11 @@ EMA_DECAYS = (0.99, 0.995, 0.998, 0.999, 0.9995)
 FID_SAMPLES = 5000
 SAMPLER = {"--solver": "euler", "--num-steps": 24, "--guidance-scale": 2}
 """Of FID: 41 network calls an image."""
+FID_PROTOCOL = (
+    *("num_samples", "reference_sha256", "inception_sha256", "solver", "num_steps", "guidance_scale"),
+    *("guidance_interval", "arithmetic"),
+)
+"""What must be the same in all FIDs of a row."""
 
 
 STARTING_NETWORK = UNetConfig(num_classes=10, widths=(64, 96, 112), embedding_width=96)
@@ -105,6 +111,20 @@ VARIANTS = {
     "deep and fast, 4e-3": Variant(DEEP_AND_FAST, learning_rate=4e-3),
 }
 
+INTRODUCTION = """\
+# Search for a network and a recipe
+
+Written by `benchmarks/architecture_search.py` from [architecture_search.jsonl](architecture_search.jsonl), which holds
+the definition, the command and the losses of each row. What is not in a variant's name is Muon at 2e-3, batches of 64,
+decay over the last 40 % and the network that preset `cpu` had at the start.
+
+- Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives. It compares runs with
+  one distribution of training times: uniform times lower it most, yet FID says that they make worse images.
+- FID: {samples:,} samples of `{sampler}`
+  against all training images, the mean over so many sampling seeds.
+- Share of bare: the arithmetic rate of training over that of the network's convolutions alone. Rates vary by a tenth
+  from run to run, and all but the last of the lengths of EMA cost time that a usual run does not spend."""
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,7 +157,10 @@ def changes_of_preset(config: UNetConfig) -> dict:
 
 
 def training_command(variant: Variant, flop: float, images: Path, out: Path) -> list[str]:
-    """The teacher's command line, with steps by the FLOP and a warm-up of a tenth of them (at most 500)."""
+    """The teacher's command line, with steps by the FLOP and a warm-up of a tenth of them (at most 500).
+
+    Its early snapshots stay on: they are what a finalist is guided by.
+    """
     model = network_of(variant)
     steps = round(flop / (flop_per_image(model) * variant.batch_size))
     options = {
@@ -161,6 +184,10 @@ def training_command(variant: Variant, flop: float, images: Path, out: Path) -> 
     return [*command, "--network", json.dumps(changes)] if changes else command
 
 
+def fid_file(out: Path, seed: int) -> Path:
+    return out / f"fid_{seed}.jsonl"
+
+
 def fid_command(ema_decay: float, seed: int, reference: str, weights: Path | None, out: Path) -> list[str]:
     """Of the average with the lowest held-out loss."""
     name = "teacher" if ema_decay == EMA_DECAYS[-1] else f"teacher_ema_{ema_decay:g}"
@@ -169,12 +196,23 @@ def fid_command(ema_decay: float, seed: int, reference: str, weights: Path | Non
         "--num-samples": FID_SAMPLES,
         "--seed": seed,
         "--reference": reference,
-        "--output": out / "fid.jsonl",
+        "--output": fid_file(out, seed),
     }
     if weights:
         options["--inception-weights"] = weights
     command = ["python", "compute_fid.py", str(out / f"{name}.safetensors")]
     return command + [str(part) for option in options.items() for part in option]
+
+
+def measure_fid(row: dict, seed: int, reference: str, weights: Path | None, out: Path) -> None:
+    """Adds the FID of a sampling seed to a row. Raises UserError where the row's others were measured otherwise."""
+    fid_file(out, seed).unlink(missing_ok=True)  # the features are kept: measuring the same again takes a moment
+    run_stage(fid_command(row["ema_decay"], seed, reference, weights, out))
+    result = json.loads(fid_file(out, seed).read_text())
+    protocol = {name: result[name] for name in FID_PROTOCOL}
+    if row.setdefault("fid_protocol", protocol) != protocol:
+        raise UserError(f"the row of {row['variant']} has FIDs by {row['fid_protocol']}, not by {protocol}")
+    row["fid"][str(seed)] = result["fid"]
 
 
 def run_stage(command: list[str]) -> None:
@@ -197,6 +235,7 @@ def trained(name: str, flop: float, images: Path, out: Path) -> dict:
     bare, _ = bare_rate(one_step(prepare(model, device).train(), variant.batch_size, precision), 5, device)
     return {
         "variant": name,
+        "definition": asdict(variant),
         "flop_budget": flop,
         "parameters": count_values(model),
         "forward_flop": count_forward_flop(model),
@@ -217,13 +256,7 @@ def trained(name: str, flop: float, images: Path, out: Path) -> dict:
 
 def page(rows: list[dict]) -> str:
     sampler = shlex.join(str(part) for option in SAMPLER.items() for part in option)
-    sections = [
-        "# Search for a network and a recipe\n\nWritten by `benchmarks/architecture_search.py` from "
-        "[architecture_search.jsonl](architecture_search.jsonl), where the command of each row stands. The loss is on "
-        "held-out images at uniform times, with the best of the EMA lengths, which the next column gives. FID: "
-        f"{FID_SAMPLES:,} samples of `{sampler}` against all training images, the mean over so many sampling seeds. "
-        "Share of bare: the arithmetic rate of training over that of the network's convolutions alone."
-    ]
+    sections = [INTRODUCTION.format(samples=FID_SAMPLES, sampler=sampler)]
     header = (
         *("variant", "held-out loss", "EMA", "FID", "seeds", "parameters", "forward MFLOP", "images/s"),
         *("GFLOP/s", "share of bare", "minutes"),
@@ -268,11 +301,11 @@ def main() -> None:
             row = trained(name, args.flop, args.images, out)
             rows.append(row)
             save()
+        if row["definition"] != asdict(VARIANTS[name]):
+            raise UserError(f"the row of {name} is of {row['definition']}: delete it, or give the variant another name")
         for seed in args.fid_seeds:
             if str(seed) not in row["fid"]:
-                run_stage(fid_command(row["ema_decay"], seed, args.reference, args.inception_weights, out))
-                results = [json.loads(line) for line in (out / "fid.jsonl").read_text().splitlines()]
-                row["fid"][str(seed)] = results[-1]["fid"]
+                measure_fid(row, seed, args.reference, args.inception_weights, out)
                 save()
 
 

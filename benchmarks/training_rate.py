@@ -7,7 +7,8 @@ The first rate is the FLOP of a training step over the wall-clock of whole steps
 included), as `teacher_rectified_flow.py` itself logs it on drawn shapes. For the second, every convolution of one real
 step is recorded and run alone and warm: at its shape, batch, memory format and precision, forward and with the
 gradients that it needs; median times are added up. Then what the parts of a step take, each alone, and the profiler's
-list of what the network does. With --compile, the last of the parts is the first step's time, which is start-up.
+list of what the network does. With --compile, the rate is the compiled network's and the parts are the eager one's; the
+first compiled step is start-up.
 """
 
 import argparse
@@ -111,10 +112,10 @@ def make_argument(description):
     return list(description) if isinstance(description, tuple) else description
 
 
-def one_step(model: nn.Module, batch_size: int, precision: Precision):
+def one_step(model: UNet, batch_size: int, precision: Precision):
     """A function that makes the forward and backward pass of a training step on a random batch."""
     device = precision.device
-    shape = (batch_size, 3, 32, 32)
+    shape = (batch_size, *model.config.image_shape)
     noise, image = (torch.randn(shape).to(device).contiguous(memory_format=torch.channels_last) for _ in range(2))
     t, labels = torch.rand(batch_size, device=device), torch.arange(batch_size, device=device) % 10
 
@@ -161,10 +162,13 @@ def parts_of_a_step(model: UNet, step, repeats: int, device: torch.device) -> di
     for kernel, matrix in zip(kernels, matrices, strict=True):
         matrix.grad = as_matrix(kernel.grad.contiguous(memory_format=torch.channels_last)).clone()
     functions = {
-        "forward and backward": step,
-        **{name: optimizer.step for name, optimizer in ours.items()},
-        "torch.optim.Muon alone": torch.optim.Muon(matrices, lr=1e-6).step,
+        "AdamW": ours["adamw"].step,
+        "Muon and AdamW": ours["muon"].step,
+        "of it Muon": ours["muon"].parts["muon"].step,
+        "torch.optim.Muon": torch.optim.Muon(matrices, lr=1e-6).step,
+        "gradient clipping": lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0),
         "EMA": lambda: average.update_parameters(model),
+        "forward and backward": lambda: (model.zero_grad(), step()),
     }
     return {name: median_seconds(function, repeats, device) for name, function in functions.items()}
 

@@ -22,7 +22,7 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last makes the channels of a position neighbours in memory: torch's own kernel then applies.
-        # Its fused form also wants the weight in the type of its input, which autocast leaves to us.
+        # Its fused form also wants the weight in the type of its input, which autocast on a CPU leaves to us.
         normalised = F.rms_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight.to(x.dtype))
         return normalised.permute(0, 3, 1, 2)
 
@@ -93,12 +93,11 @@ class MagnitudePreservingConv2d(nn.Conv2d):
     """A convolution without bias whose kernels have unit norm, whatever the optimiser makes of their length."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = F.normalize(self.weight.flatten(1), dim=1).view_as(self.weight)
-        return self._conv_forward(x, kernels.contiguous(memory_format=torch.channels_last), None)
+        return self._conv_forward(x, F.normalize(self.weight, dim=(1, 2, 3)), None)
 
 
 class MagnitudePreservingBlock(nn.Module):
-    """A residual block that keeps the size of its activations by its weights (after Karras et al. 2024, EDM2).
+    """A residual block whose weights keep its activations at size 1 (after Karras et al. 2024, EDM2).
 
     Only its input is normalised. The kernels have unit norm, SiLU is divided by what it does to the size of normal
     values, and the sum of shortcut and branch is weighted so that the sum of two unrelated ones keeps theirs.
@@ -115,13 +114,15 @@ class MagnitudePreservingBlock(nn.Module):
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else MagnitudePreservingConv2d(in_channels, out_channels, 1, bias=False)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        x = F.rms_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
+    def branch(self, x: Tensor, embedding: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(x) / self.SILU_SIZE)
         hidden = hidden * (1 + self.modulation(embedding)[:, :, None, None])
-        hidden = self.conv2(F.silu(hidden) / self.SILU_SIZE)
+        return self.conv2(F.silu(hidden) / self.SILU_SIZE)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        x = F.rms_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
         share = self.BRANCH_SHARE
-        return torch.lerp(self.shortcut(x), hidden, share) / math.hypot(share, 1 - share)
+        return ((1 - share) * self.shortcut(x) + share * self.branch(x, embedding)) / math.hypot(share, 1 - share)
 
 
 class SelfAttention(nn.Module):
@@ -144,7 +145,8 @@ class SelfAttention(nn.Module):
         projected = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)  # (N, tokens, 3 C)
         projected = projected.reshape(batch, height * width, 3, self.num_heads, head_width)
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (N, heads, tokens, head width)
-        weights = torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(head_width), dim=-1)
+        query = query / math.sqrt(head_width)  # before the product, which has more values than the query
+        weights = torch.softmax(query @ key.transpose(-1, -2), dim=-1)
         attended = (weights @ value).transpose(1, 2).reshape(batch, height, width, channels)
         return x + self.projection(attended.permute(0, 3, 1, 2))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
@@ -20,7 +21,8 @@ def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_dec
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the hidden convolutions, AdamW for everything else, at one learning rate.
 
-    Input, output and embedding layers, vectors and grouped kernels stay with AdamW, as Muon's authors advise.
+    Input and output layers, embeddings and vectors stay with AdamW, as Muon's authors advise; so do the linear layers
+    of time and modulation, and grouped kernels.
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float):
@@ -49,6 +51,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        if any("momentum" not in state for state in state_dict["muon"]["state"].values()):
+            raise UserError("the training state is by an earlier Muon, and cannot go on: start the run anew")
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self._join_groups()

@@ -1,8 +1,8 @@
 """The training loop that all three training stages share.
 
-A stage brings a model and a loss; the loop brings the schedule, AdamW, EMA, the log, and the promise that a run which
-was stopped and run again ends bit-identical, on one CPU, to one that never stopped. Randomness is a function of seed
-and step, so the step is all that has to be remembered of it.
+A stage brings a model and a loss; the loop brings the schedule, the optimiser, EMA, the log, and the promise that a run
+which was stopped and run again ends bit-identical, on one CPU, to one that never stopped. Randomness is a function of
+seed and step, so the step is all that has to be remembered of it.
 """
 
 import argparse

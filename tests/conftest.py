@@ -20,6 +20,8 @@ from common import shapes  # noqa: E402
 from common.checkpoint import save_checkpoint  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
 
+EULER = ("--solver", "euler", "--num-steps", 2)
+"""The fewest steps that a teacher's sampler is tested with."""
 SMALL_CONFIG = UNetConfig(widths=(16, 16), head_width=16, embedding_width=16, num_classes=10)
 
 

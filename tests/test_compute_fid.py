@@ -1,11 +1,11 @@
-"""None"""
+"""`compute_fid.py` as its users run it, with a small random network in the place of Inception."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import RandomInception, save_random_inception
+from conftest import EULER, RandomInception, save_random_inception
 from PIL import Image
 
 from common import metrics
@@ -20,7 +20,6 @@ from common.reference import open_reference
 from common.sampling import SamplingSettings
 
 CPU = torch.device("cpu")
-EULER = ("--solver", "euler", "--num-steps", 2)
 
 
 def test_a_checkpoint_is_measured_and_its_line_tells_how(compute_fid, results, make_teacher, image_folder, tmp_path):

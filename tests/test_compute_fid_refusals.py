@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import folder_contents, random_network
+from conftest import EULER, folder_contents, random_network
 from PIL import Image
 
 from common import metrics
-
-EULER = ("--solver", "euler", "--num-steps", 2)
 
 
 def write_pictures(folder, sizes):

@@ -109,12 +109,21 @@ def test_rms_norm_is_that_of_its_definition():
     torch.testing.assert_close(norm(x), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_magnitude_preserving_blocks_keep_the_size_of_their_input_whatever_the_length_of_their_kernels():
+def test_a_magnitude_preserving_block_has_branches_of_size_one_whatever_the_length_of_its_kernels():
     torch.manual_seed(0)
     block = MagnitudePreservingBlock(64, 96, embedding_width=16)
     x, embedding = torch.randn(8, 64, 16, 16), torch.randn(8, 16)
-    assert block(x, embedding).square().mean().sqrt().item() == pytest.approx(1, abs=0.1)
+    branch, shortcut = block.branch(x, embedding), block.shortcut(x)
+    for part in (branch[:, :, 2:-2, 2:-2], shortcut):  # what the padding with zeros does not reach
+        assert part.square().mean().sqrt().item() == pytest.approx(1, abs=0.04)
+    weighted = (0.7 * shortcut + 0.3 * branch) / (0.7**2 + 0.3**2) ** 0.5
+    torch.nn.init.normal_(block.modulation.weight)
+    assert not torch.allclose(block.branch(x, embedding), branch)
+    torch.nn.init.zeros_(block.modulation.weight)
     expected = block(x, embedding)
+    size = x.square().mean(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(block(x * size, embedding), expected, atol=1e-4, rtol=1e-4)
+    assert (weighted - expected).square().mean() < 0.02  # x is almost normalised already
     with torch.no_grad():
         for convolution in (block.conv1, block.conv2, block.shortcut):
             convolution.weight.mul_(3)
