@@ -65,7 +65,6 @@ class Variant:
 
 
 DEEP = {"skips": "added", "widths": [64, 80, 96], "blocks_per_level": 2, "head_width": 16}
-DEEP_AND_FAST = DEEP | {"activation": "hardswish", "normalisation": "layer"}
 
 VARIANTS = {
     "AdamW 1e-3": Variant(optimizer="adamw", learning_rate=1e-3),
@@ -106,9 +105,15 @@ VARIANTS = {
     "uniform times": Variant(flow={"--time-distribution": "uniform"}),
     "label dropout 0.1": Variant(flow={"--label-dropout": 0.1}),
     # What was good alone, together.
-    "deep and fast": Variant(DEEP_AND_FAST),
-    "deep and fast, uniform times": Variant(DEEP_AND_FAST, flow={"--time-distribution": "uniform"}),
-    "deep and fast, 4e-3": Variant(DEEP_AND_FAST, learning_rate=4e-3),
+    "added skips, twice as deep, hard swish, layer norm": Variant(
+        DEEP | {"activation": "hardswish", "normalisation": "layer"}
+    ),
+    "added skips, twice as deep, hard swish, layer norm, uniform times": Variant(
+        DEEP | {"activation": "hardswish", "normalisation": "layer"}, flow={"--time-distribution": "uniform"}
+    ),
+    "added skips, twice as deep, one head": Variant(DEEP | {"head_width": 80}),
+    "added skips, twice as deep, no attention": Variant(DEEP | {"attention_levels": []}),
+    "added skips, twice as deep, 4e-3": Variant(DEEP, learning_rate=4e-3),
 }
 
 INTRODUCTION = """\
