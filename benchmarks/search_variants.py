@@ -1,0 +1,75 @@
+"""What `architecture_search.py` compares: networks and recipes, by the name of what differs from the start."""
+
+from dataclasses import dataclass, field
+
+from common.unet import UNetConfig
+
+STARTING_NETWORK = UNetConfig(num_classes=10, widths=(64, 96, 112), embedding_width=96)
+"""Preset `cpu` as the search found it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the starting network, and from the common recipe."""
+
+    network: dict = field(default_factory=dict)
+    optimizer: str = "muon"
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    decay_share: float = 0.4
+    """The last share of the steps, over which the learning rate falls to 0."""
+    flow: dict = field(default_factory=dict)
+    """Further options of the teacher stage."""
+
+
+DEEP = {"skips": "added", "widths": [64, 80, 96], "blocks_per_level": 2, "head_width": 16}
+
+VARIANTS = {
+    "AdamW 1e-3": Variant(optimizer="adamw", learning_rate=1e-3),
+    "Muon 1e-3": Variant(learning_rate=1e-3),
+    "Muon 2e-3": Variant(),
+    "Muon 4e-3": Variant(learning_rate=4e-3),
+    # Where the parameters and the arithmetic sit.
+    "32x32 level": Variant({"patch_size": 1, "widths": [16, 64, 96, 112], "attention_levels": [2]}),
+    "two levels": Variant({"widths": [80, 128], "head_width": 16}),
+    "heavier 16x16": Variant({"widths": [80, 96, 96]}),
+    "lighter 16x16": Variant({"widths": [48, 96, 112]}),
+    "twice as deep": Variant({"widths": [48, 80, 80], "blocks_per_level": 2, "head_width": 16}),
+    "deeper at 8x8": Variant({"widths": [64, 96, 80], "blocks_per_level": [1, 2, 1], "head_width": 16}),
+    # How it is wired.
+    "added skips": Variant({"skips": "added", "widths": [80, 112, 112], "head_width": 16}),
+    "added skips, twice as deep": Variant(DEEP),
+    "added skips, twice as deep, lighter 16x16": Variant(
+        {"skips": "added", "widths": [48, 96, 96], "blocks_per_level": 2, "head_width": 16}
+    ),
+    "added skips, three times as deep": Variant(
+        {"skips": "added", "widths": [48, 80, 80], "blocks_per_level": 3, "head_width": 16}
+    ),
+    "no attention": Variant({"attention_levels": []}),
+    "attention at 16x16 and 8x8": Variant({"widths": [64, 96, 96], "attention_levels": [0, 1]}),
+    "attention at 8x8 and 4x4": Variant({"widths": [64, 96, 96], "attention_levels": [1, 2]}),
+    "one head": Variant({"head_width": 96}),
+    "layer norm": Variant({"normalisation": "layer"}),
+    "RMS norm": Variant({"normalisation": "rms"}),
+    "magnitude-preserving": Variant({"normalisation": "magnitude"}),
+    "hard swish": Variant({"activation": "hardswish"}),
+    "ReLU": Variant({"activation": "relu"}),
+    "groups of a quarter": Variant({"widths": [80, 128, 144], "convolution_groups": 4, "head_width": 16}),
+    "depthwise": Variant({"widths": [112, 176, 176], "convolution_groups": 0, "head_width": 16}),
+    # How it is trained.
+    "batch 32": Variant(batch_size=32),
+    "batch 128": Variant(batch_size=128),
+    "decay from the start": Variant(decay_share=0.9),
+    "uniform times": Variant(flow={"--time-distribution": "uniform"}),
+    "label dropout 0.1": Variant(flow={"--label-dropout": 0.1}),
+    # What was good alone, together.
+    "added skips, twice as deep, hard swish, layer norm": Variant(
+        DEEP | {"activation": "hardswish", "normalisation": "layer"}
+    ),
+    "added skips, twice as deep, hard swish, layer norm, uniform times": Variant(
+        DEEP | {"activation": "hardswish", "normalisation": "layer"}, flow={"--time-distribution": "uniform"}
+    ),
+    "added skips, twice as deep, one head": Variant(DEEP | {"head_width": 80}),
+    "added skips, twice as deep, no attention": Variant(DEEP | {"attention_levels": []}),
+    "added skips, twice as deep, 4e-3": Variant(DEEP, learning_rate=4e-3),
+}
