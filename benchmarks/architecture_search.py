@@ -54,8 +54,8 @@ Written by `benchmarks/architecture_search.py` from [architecture_search.jsonl](
 the definition, the command and the losses of each row. What is not in a variant's name is Muon at 2e-3, batches of 64,
 decay over the last 40 % and the network that preset `cpu` had at the start.
 
-- Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives. It compares runs with
-  one distribution of training times: uniform times lower it most, yet FID says that they make worse images.
+- Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives. It compares only runs
+  with one distribution of training times: uniform ones are trained for this very loss, whatever FID makes of them.
 - FID: {samples:,} samples of `{sampler}`
   against all training images, the mean over so many sampling seeds.
 - Share of bare: the arithmetic rate of training over that of the network's convolutions alone. Rates vary by a tenth

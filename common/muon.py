@@ -1,8 +1,9 @@
 """Muon (Jordan et al. 2024): momentum whose steps are made orthogonal, for the kernels of convolutions.
 
-`torch.optim.Muon` orthogonalises one matrix after another, by products as large as the kernels, in bf16: where the
-processor has no bf16 this takes about as long as the rest of a training step. Here the same iteration works on the
-small Gram matrices, all of one size at once, in fp32 (benchmarks/training_rate.py).
+`torch.optim.Muon` orthogonalises one matrix after another, by products as large as the kernels, in bf16, which a
+processor without it has to emulate. Here the same iteration works on the small Gram matrices, all of one size at once,
+in fp32. benchmarks/training_rate.py times both; with ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 and
+MKL_ENABLE_INSTRUCTIONS=AVX2 also as on such a processor.
 """
 
 import math

@@ -48,7 +48,7 @@ class UNetConfig:
     """`group` (Wu and He 2018); over the channels of each position `layer` (Ba et al. 2016) or `rms` (Zhang and
     Sennrich 2019); or `magnitude`: blocks that preserve the size of their activations (Karras et al. 2024, EDM2)."""
     activation: str = "silu"
-    """`silu`, or what takes less time than it: `hardswish` (Howard et al. 2019) or `relu`."""
+    """`silu`, or one without an exponential: `hardswish` (Howard et al. 2019) or `relu`."""
     convolution_groups: int = 1
     """Groups of the 3x3 convolutions in residual blocks, 0: depthwise. Other than 1, a 1x1 convolution mixes them."""
     num_classes: int = 0
