@@ -20,7 +20,7 @@ from common.data import DATA_SETS, EpochOrder, load_images
 from common.device import choose_device, choose_precision
 from common.noise import derive_seed
 from common.pairs import PairSet
-from common.presets import NETWORKS, TEACHER_RECIPES, network_changes
+from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, network_changes
 from common.previews import preview_grid
 from common.sampling import SamplingSettings
 from common.sources import ImageSource, PairSource
@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
         type=command_line.COUNT,
         nargs="*",
         metavar="STEP",
-        default=[1000 * 2**power for power in range(10)],
+        default=SNAPSHOT_STEPS,
         help="keep the EMA weights after these steps in OUT/snapshots: an early one can guide the teacher (--guide)",
     )
 

@@ -1,4 +1,4 @@
-"""What `architecture_search.py` compares: networks and recipes, by the name of what differs from the start."""
+"""What `architecture_search.py` compares: networks, recipes and kinds of guidance, by name."""
 
 from dataclasses import dataclass, field
 
@@ -72,4 +72,26 @@ VARIANTS = {
     "added skips, twice as deep, one head": Variant(DEEP | {"head_width": 80}),
     "added skips, twice as deep, no attention": Variant(DEEP | {"attention_levels": []}),
     "added skips, twice as deep, 4e-3": Variant(DEEP, learning_rate=4e-3),
+}
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How samples for FID are drawn."""
+
+    sampler: dict
+    snapshot_share: float | None = None
+    """The guide is the run's last snapshot within this share of its steps; None for no guide."""
+
+
+STEPS = {"--solver": "edm-heun", "--num-steps": 14}
+
+GUIDANCE = {
+    "classifier-free": Guidance(STEPS | {"--guidance-scale": 2}),
+    "classifier-free, Euler": Guidance({"--solver": "euler", "--num-steps": 24, "--guidance-scale": 2}),
+    "snapshot at 12 %": Guidance(STEPS | {"--guide-scale": 2}, 0.12),
+    "snapshot at 25 %": Guidance(STEPS | {"--guide-scale": 2}, 0.25),
+    "snapshot at 12 %, scale 1.7": Guidance(STEPS | {"--guide-scale": 1.7}, 0.12),
+    "snapshot at 12 %, scale 2.4": Guidance(STEPS | {"--guide-scale": 2.4}, 0.12),
+    "snapshot at 25 %, scale 2.4": Guidance(STEPS | {"--guide-scale": 2.4}, 0.25),
 }

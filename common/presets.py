@@ -27,6 +27,9 @@ TEACHER_RECIPES = {
     ),
 }
 
+SNAPSHOT_STEPS = tuple(1000 * 2**power for power in range(10))
+"""After these a teacher keeps its weights: early ones can guide later ones."""
+
 STUDENT_RECIPE = Recipe(
     batch_size=128, learning_rate=3e-4, warmup_steps=500, steps=200_000, decay_steps=50_000, ema_decay=0.9995
 )

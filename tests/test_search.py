@@ -2,6 +2,15 @@
 
 import json
 import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks import architecture_search
+from benchmarks.search_page import CHOOSING_SEED, guidance_cells
+from common.errors import UserError
+from common.sampling import SamplingSettings
 
 
 def test_a_variant_is_trained_for_the_flop_asked_for_and_only_once(run_script, image_folder, tmp_path):
@@ -18,3 +27,47 @@ def test_a_variant_is_trained_for_the_flop_asked_for_and_only_once(run_script, i
 
     assert run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 32").status == 0
     assert rows.read_bytes() == written
+
+
+def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kept_apart(monkeypatch, tmp_path):
+    row = {
+        "variant": "batch 32",
+        "flop_budget": 1e14,
+        "steps": 9000,
+        "ema_decay": 0.998,
+        "fid": {},
+    }
+    commands = []
+
+    def stand_in(command):
+        commands.append(command)
+        options = dict(zip(command[3::2], command[4::2], strict=True))
+        settings = SamplingSettings(
+            options["--solver"], int(options["--num-steps"]), guide_scale=float(options["--guide-scale"])
+        )
+        result = dict.fromkeys(architecture_search.FID_PROTOCOL) | settings.to_dict()
+        result |= {
+            "arithmetic": "bf16" if options["--seed"] != "7" else "fp32",
+            "nfe": 47,
+            "fid": float(options["--seed"]),
+        }
+        Path(options["--output"]).write_text(json.dumps(result))
+
+    monkeypatch.setattr(architecture_search, "run_stage", stand_in)
+    for seed in (CHOOSING_SEED, 2, 3, 7):
+        measure = partial(
+            architecture_search.measure_fid, row, "snapshot at 25 %", seed, "statistics.npz", None, tmp_path
+        )
+        if seed == 7:
+            with pytest.raises(UserError, match="has FIDs by"):
+                measure()
+        else:
+            measure()
+    assert commands[0][2] == str(tmp_path / "teacher_ema_0.998.safetensors")
+    assert str(tmp_path / "snapshots" / "step_0002000_ema_0.998.safetensors") in commands[0]
+    (cells,) = guidance_cells(row)
+    assert cells[3:] == ("edm-heun 14, guide 2 for t in [0.1, 0.8]", "47", "1000.00", "2.50 ± 0.71 (2)")
+
+    row["steps"] = 3999
+    with pytest.raises(UserError, match="no snapshot"):
+        architecture_search.measure_fid(row, "snapshot at 25 %", 4, "statistics.npz", None, tmp_path)

@@ -1,0 +1,88 @@
+"""The page of `architecture_search.py`: its rows as Markdown."""
+
+import statistics
+
+from common.results import run_of
+from common.tables import markdown_table
+
+FID_SAMPLES = 5000
+CHOOSING_SEED = 1000
+"""The sampling seed by whose FID things were chosen; a mean over other seeds is what a choice is worth."""
+
+INTRODUCTION = """\
+# Search for a network and a recipe
+
+Written by `benchmarks/architecture_search.py` from [architecture_search.jsonl](architecture_search.jsonl), which holds
+the definition, the command and the losses of each row. What is not in a variant's name is Muon at 2e-3, batches of 64,
+decay over the last 40 % and the network that preset `cpu` had at the start.
+
+- Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives. It compares only runs
+  with one distribution of training times: uniform ones are trained for this very loss, whatever FID makes of them.
+- FID: {samples:,} samples against all training images, guided classifier-free; first by the sampling seed
+  {choosing_seed}, which choices were made by, then the mean over fresh seeds.
+- Share of bare: the arithmetic rate of training over that of the network's convolutions alone. Rates vary by a tenth
+  from run to run, and all but the last of the lengths of EMA cost time that a usual run does not spend."""
+
+GUIDANCE_INTRODUCTION = """\
+## Guidance
+
+The same, with the kinds of guidance that were tried. A snapshot is the last of those that the run kept within the first
+so many per cent of its steps."""
+
+
+def page(rows: list[dict]) -> str:
+    sections = [INTRODUCTION.format(samples=FID_SAMPLES, choosing_seed=CHOOSING_SEED)]
+    header = (
+        *("variant", "held-out loss", "EMA", "FID", "FID, fresh seeds", "parameters", "forward MFLOP", "images/s"),
+        *("GFLOP/s", "share of bare", "minutes"),
+    )
+    for budget in sorted({row["flop_budget"] for row in rows}):
+        chosen = sorted((row for row in rows if row["flop_budget"] == budget), key=lambda row: row["held_out_loss"])
+        machines = "; ".join(sorted({row["machine"] for row in chosen}))
+        table = markdown_table(header, [cells(row) for row in chosen])
+        sections.append(f"## {budget:.3g} training FLOP\n\n{table}\n\nMeasured on: {machines}.")
+    guided = [row for row in rows if row["fid"].keys() - {"classifier-free"}]
+    if guided:
+        header = ("variant", "training FLOP", "guidance", "sampler", "NFE", "FID", "FID, fresh seeds")
+        lines = [line for row in guided for line in guidance_cells(row)]
+        sections.append(f"{GUIDANCE_INTRODUCTION}\n\n{markdown_table(header, lines)}")
+    return "\n\n".join(sections) + "\n"
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    rate = row["training_flop"] / row["steps"] / row["batch_size"] * row["images_per_second"]
+    return (
+        row["variant"],
+        f"{row['held_out_loss']:.5f}",
+        f"{row['ema_decay']:g}",
+        *fid_cells(row["fid"].get("classifier-free")),
+        f"{row['parameters']:,}",
+        f"{row['forward_flop'] / 1e6:.0f}",
+        f"{row['images_per_second']:.0f}",
+        f"{rate / 1e9:.0f}",
+        f"{rate / row['bare_flop_per_second']:.0%}",
+        f"{row['minutes']:.1f}",
+    )
+
+
+def guidance_cells(row: dict) -> list[tuple[str, ...]]:
+    return [
+        (
+            row["variant"],
+            f"{row['flop_budget']:.3g}",
+            guidance,
+            run_of({**measured["protocol"], "stage": "teacher"}),
+            f"{measured['protocol']['nfe']:g}",
+            *fid_cells(measured),
+        )
+        for guidance, measured in row["fid"].items()
+    ]
+
+
+def fid_cells(measured: dict | None) -> tuple[str, str]:
+    """FID by the seed of choices; mean and standard deviation over the others."""
+    fids = dict(measured["seeds"]) if measured else {}
+    choosing = fids.pop(str(CHOOSING_SEED), None)
+    fresh = list(fids.values())
+    spread = f" ± {statistics.stdev(fresh):.2f} ({len(fresh)})" if len(fresh) > 1 else ""
+    return f"{choosing:.2f}" if choosing else "", f"{statistics.mean(fresh):.2f}{spread}" if fresh else ""
