@@ -1,9 +1,9 @@
 """Muon (Jordan et al. 2024): momentum whose steps are made orthogonal, for the kernels of convolutions.
 
 `torch.optim.Muon` orthogonalises one matrix after another, by products as large as the kernels, in bf16, which a
-processor without it has to emulate. Here the same iteration works on the small Gram matrices, all of one size at once,
-in fp32. benchmarks/training_rate.py times both; with ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 and
-MKL_ENABLE_INSTRUCTIONS=AVX2 also as on such a processor.
+processor without it has to emulate. Here the iteration works on the small Gram matrices (as in Zhang et al. 2026, Gram
+Newton-Schulz), all of one size at once, in fp32, and three steps of it do. benchmarks/training_rate.py times both; with
+ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 and MKL_ENABLE_INSTRUCTIONS=AVX2 also as on such a processor.
 """
 
 import math
@@ -12,9 +12,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the odd polynomial a s + b s^3 + c s^5, which takes singular values towards 1; of Jordan et al."""
-ITERATIONS = 5
+NEWTON_SCHULZ = ((8.0934, -23.6206, 17.4463), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
+"""The odd polynomials a s + b s^3 + c s^5 that are applied to singular values s, one after the other.
+
+Each is, on the interval to which those before it take [0.01, 1], the one that stays nearest to 1 (Amsel et al. 2025,
+The Polar Express): the three take that interval to [0.73, 1.27].
+"""
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,31 +58,36 @@ def as_matrix(kernel: Tensor) -> Tensor:
 def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     """U V^T of each fp32 matrix U S V^T, approximately.
 
-    Singular values come out between about 0.7 and 1.2, but those below about 1/500 of the matrix's Frobenius norm come
-    out smaller: five steps multiply small ones by at most 3.4445^5 = 485.
+    With |S| = (sum of s^4)^(1/4), which no singular value s exceeds, those above |S| / 100 come out between 0.73 and
+    1.27, and smaller ones in proportion to their size.
 
     With X the matrix and A = X X^T, a step of the iteration is X' = (a + b A + c A^2) X =: Q X, and A' = Q A Q. So the
     product of all Q can be had from A alone, and meets X only at the end. A needs fp32: a negative eigenvalue, which is
     rounding, also grows, by up to a^2 a step.
     """
-    a, b, c = NEWTON_SCHULZ
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
     results: list[Tensor] = list(wide)
     for size in sorted({len(matrix) for matrix in wide}):
         chosen = [index for index, matrix in enumerate(wide) if len(matrix) == size]
         gram = torch.stack([wide[index] @ wide[index].T for index in chosen])
-        # The iteration needs singular values of at most 1, as dividing by the Frobenius norm makes them.
-        squared_norm = gram.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=1e-14)[:, None, None]
+        # |S|^2 is the Frobenius norm of A. The polynomials need singular values of at most 1.
+        squared_norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-14)
         gram = gram / squared_norm
-        identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
-        product = identity / squared_norm.sqrt()
-        for iteration in range(ITERATIONS):
-            factor = torch.baddbmm(a * identity + b * gram, gram, gram, alpha=c)
+        first, *later = NEWTON_SCHULZ
+        factor = polynomial(gram, *first)
+        product = factor * squared_norm.rsqrt()
+        for coefficients in later:
+            gram = factor @ gram @ factor
+            factor = polynomial(gram, *coefficients)
             product = factor @ product
-            if iteration < ITERATIONS - 1:
-                gram = factor @ gram @ factor
         for index, factors in zip(chosen, product, strict=True):
             results[index] = factors @ wide[index]
     return [
         result if result.shape == matrix.shape else result.T for result, matrix in zip(results, matrices, strict=True)
     ]
+
+
+def polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a + b A + c A^2 of matrices A (count, size, size)."""
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.baddbmm(a * identity + b * gram, gram, gram, alpha=c)
