@@ -14,7 +14,8 @@ INTRODUCTION = """\
 
 Written by `benchmarks/architecture_search.py` from [architecture_search.jsonl](architecture_search.jsonl), which holds
 the definition, the command and the losses of each row. What is not in a variant's name is Muon at 2e-3, batches of 64,
-decay over the last 40 % and the network that preset `cpu` had at the start.
+decay over the last 40 % and the network that preset `cpu` had at the start. Rows with no `code`, or 0.1.0+d6cbe16, are
+by a Muon of five Newton-Schulz steps, the others by one of three; a row named after it shows what that changed.
 
 - Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives. It compares only runs
   with one distribution of training times: uniform ones are trained for this very loss, whatever FID makes of them.
