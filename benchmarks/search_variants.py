@@ -24,6 +24,12 @@ class Variant:
 
 DEEP = {"skips": "added", "widths": [64, 80, 96], "blocks_per_level": 2, "head_width": 16}
 DEEP_ONE_HEAD = DEEP | {"head_width": 80}
+THIN_32 = DEEP_ONE_HEAD | {
+    "patch_size": 1,
+    "widths": [16, 64, 80, 96],
+    "blocks_per_level": [1, 2, 2, 2],
+    "attention_levels": [2],
+}
 
 VARIANTS = {
     "AdamW 1e-3": Variant(optimizer="adamw", learning_rate=1e-3),
@@ -73,9 +79,10 @@ VARIANTS = {
     "added skips, twice as deep, one head": Variant(DEEP_ONE_HEAD),
     "added skips, twice as deep, one head, three Newton-Schulz steps": Variant(DEEP_ONE_HEAD),
     "added skips, twice as deep, one head, batch 128": Variant(DEEP_ONE_HEAD, batch_size=128, learning_rate=2.8e-3),
-    "added skips, twice as deep, one head, 32x32 level": Variant(
-        DEEP_ONE_HEAD
-        | {"patch_size": 1, "widths": [16, 64, 80, 96], "blocks_per_level": [1, 2, 2, 2], "attention_levels": [2]}
+    "added skips, twice as deep, one head, 32x32 level": Variant(THIN_32),
+    "added skips, twice as deep, one head, 32 wide at 32x32": Variant(THIN_32 | {"widths": [32, 64, 80, 96]}),
+    "added skips, twice as deep, one head, 32 wide and deep at 32x32": Variant(
+        THIN_32 | {"widths": [32, 64, 80, 96], "blocks_per_level": 2}
     ),
     "added skips, twice as deep, no attention": Variant(DEEP | {"attention_levels": []}),
     "added skips, twice as deep, 4e-3": Variant(DEEP, learning_rate=4e-3),
