@@ -81,6 +81,7 @@ VARIANTS = {
     "added skips, twice as deep, one head, batch 128": Variant(DEEP_ONE_HEAD, batch_size=128, learning_rate=2.8e-3),
     "added skips, twice as deep, one head, 32x32 level": Variant(THIN_32),
     "added skips, twice as deep, one head, 32 wide at 32x32": Variant(THIN_32 | {"widths": [32, 64, 80, 96]}),
+    "added skips, twice as deep, one head, 48 wide at 32x32": Variant(THIN_32 | {"widths": [48, 64, 80, 96]}),
     "added skips, twice as deep, one head, 32 wide and deep at 32x32": Variant(
         THIN_32 | {"widths": [32, 64, 80, 96], "blocks_per_level": 2}
     ),
