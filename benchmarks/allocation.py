@@ -1,0 +1,94 @@
+"""What the allocator's settings in common/__init__.py are worth: a training step with them, without them, and with one.
+
+    python benchmarks/allocation.py --preset cpu
+
+Forward and backward passes, each setting in processes of its own, in turns, so that a machine that changes its speed
+changes it for all. Page faults and the kernel's time show what the settings save.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.training_rate import one_step
+from common.checkpoint import prepare
+from common.command_line import COUNT, run
+from common.device import PRECISIONS, choose_device, choose_precision, describe_machine
+from common.presets import NETWORKS, TEACHER_RECIPES
+from common.unet import UNet
+
+SMALL_PAGES = {"THP_MEM_ALLOC_ENABLE": "0"}
+FREED_MEMORY_GOES_BACK = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}  # glibc's own defaults
+SETTINGS = {
+    "as the project sets it": {},
+    "small pages": SMALL_PAGES,
+    "freed memory goes back": FREED_MEMORY_GOES_BACK,
+    "neither setting": SMALL_PAGES | FREED_MEMORY_GOES_BACK,
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=NETWORKS, default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--steps", type=COUNT, default=12, help="steps that a process times, after 4 to warm up")
+    parser.add_argument("--rounds", type=COUNT, default=3, help="processes of each setting")
+    parser.add_argument("--measure", action="store_true", help="measure in this process, and print JSON")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Medians over the steps: seconds of a step; page faults and seconds in the kernel are means."""
+    device = choose_device("cpu")
+    model = prepare(UNet(replace(NETWORKS[args.preset], num_classes=10)), device).train()
+    step = one_step(model, TEACHER_RECIPES[args.preset].batch_size, choose_precision(args.precision, device))
+    times = []
+    for index in range(args.steps + 4):
+        if index == 4:
+            before = resource.getrusage(resource.RUSAGE_SELF)
+        model.zero_grad()
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": statistics.median(times[4:]),
+        "faults": (after.ru_minflt - before.ru_minflt) / args.steps,
+        "kernel_seconds": (after.ru_stime - before.ru_stime) / args.steps,
+    }
+
+
+def main() -> None:
+    args = parse_args()
+    if args.measure:
+        print(json.dumps(measure(args)))
+        return
+    device = choose_device("cpu")
+    precision = choose_precision(args.precision, device).name
+    print(f"{args.preset}, {describe_machine(device)}, {precision}, torch {torch.__version__}")
+    command = [sys.executable, __file__, "--measure", "--preset", args.preset]
+    command += ["--precision", precision, "--steps", str(args.steps)]
+    results: dict[str, list[dict]] = {name: [] for name in SETTINGS}
+    for _ in range(args.rounds):
+        for name, setting in SETTINGS.items():
+            process = subprocess.run(command, env=os.environ | setting, check=True, capture_output=True, text=True)
+            results[name].append(json.loads(process.stdout))
+    for name, measured in results.items():
+        each = ", ".join(f"{1000 * result['seconds']:.1f}" for result in measured)
+        faults, kernel = (statistics.mean(result[key] for result in measured) for key in ("faults", "kernel_seconds"))
+        print(f"{name:24}{each} ms a step, {faults:,.0f} page faults, {1000 * kernel:.0f} ms in the kernel")
+
+
+if __name__ == "__main__":
+    run(main)
