@@ -104,7 +104,10 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument(
-        "--precision", default="auto", choices=PRECISIONS, help="auto is bf16 where the hardware has it, else fp32"
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="auto is bf16 where the hardware is faster at it, else fp32",
     )
 
 

@@ -38,17 +38,23 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """`auto` is bf16 where the hardware has it (CUDA from Ampere on, CPUs with AVX-512 bf16 or AMX), fp32 elsewhere."""
+    """`auto` is bf16 where the hardware is faster at it, fp32 elsewhere."""
     if name == "auto":
-        name = "bf16" if has_bf16_arithmetic(device) else "fp32"
+        name = "bf16" if has_fast_bf16(device) else "fp32"
     return Precision(device, name)
 
 
-def has_bf16_arithmetic(device: torch.device) -> bool:
+def has_fast_bf16(device: torch.device) -> bool:
+    """CUDA from Ampere on, CPUs with AMX, and those with AVX-512 bf16 that are not Intel's.
+
+    Intel's have the instruction, but convolutions by it run at 0.57 of their fp32 rate, where AMD's run at twice
+    theirs (benchmarks/training_rate.py with --precision bf16 and fp32).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    is_intel = features.get("cpu_name", "").startswith("Intel")
+    return bool(features.get("amx_bf16") or (features.get("avx512_bf16") and not is_intel))
 
 
 def describe_machine(device: torch.device) -> str:
