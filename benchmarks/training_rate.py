@@ -6,9 +6,9 @@
 The first rate is the FLOP of a training step over the wall-clock of whole steps (batch assembly, optimiser and EMA
 included), as `teacher_rectified_flow.py` itself logs it on drawn shapes. For the second, every convolution of one real
 step is recorded and run alone and warm: at its shape, batch, memory format and precision, forward and with the
-gradients that it needs; median times are added up. Then what the parts of a step take, each alone, and the profiler's
-list of what the network does. With --compile, the rate is the compiled network's and the parts are the eager one's; the
-first compiled step is start-up.
+gradients that it needs; median times are added up. The two are measured in turns, because machines change their speed.
+Then what the parts of a step take, each alone, and the profiler's list of what the network does. With --compile, the
+rate is the compiled network's and the parts are the eager one's; the first compiled step is start-up.
 """
 
 import argparse
@@ -19,9 +19,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -53,7 +54,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=COUNT, help="images of a step (default: the preset's)")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="(default: the preset's)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
-    parser.add_argument("--steps", type=COUNT, default=100, help="training steps that are timed, after 20 to warm up")
+    parser.add_argument(
+        "--rounds", type=COUNT, default=3, help="training runs, each between two of the bare convolutions"
+    )
+    parser.add_argument("--steps", type=COUNT, default=50, help="steps that a run times, after 20 to warm up")
     parser.add_argument("--repeats", type=COUNT, default=7, help="runs of each bare convolution")
     parser.add_argument("--rows", type=COUNT, default=16, help="lines of the profile")
     add_device_arguments(parser)
@@ -173,6 +177,12 @@ def parts_of_a_step(model: UNet, step, repeats: int, device: torch.device) -> di
     return {name: median_seconds(function, repeats, device) for name, function in functions.items()}
 
 
+def in_words(values: Sequence[float], unit: float) -> str:
+    """The median, and each value in the order of measurement."""
+    each = ", ".join(f"{value / unit:.1f}" for value in values)
+    return f"{statistics.median(values) / unit:8.1f} ({each})"
+
+
 def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
@@ -188,15 +198,22 @@ def main() -> None:
     step = one_step(model, batch_size, precision)
     step()
 
-    # The bare convolutions before and after training: a machine that changes its speed shows.
-    before, _ = bare_rate(step, args.repeats, device)
-    rate, images_per_second = training_rates(args, batch_size, optimizer)
-    after, seconds = bare_rate(step, args.repeats, device)
-    bare = (before + after) / 2
-    print(f"training            {rate / 1e9:8.1f} GFLOP/s   {images_per_second:.0f} images/s")
-    print(f"bare convolutions   {bare / 1e9:8.1f} GFLOP/s   ({before / 1e9:.1f} before, {after / 1e9:.1f} after)")
-    print(f"training reaches    {rate / bare:8.1%} of the bare convolutions' rate")
-    print(f"of a step of {1000 * batch_size / images_per_second:.1f} ms they would take {1000 * seconds:.1f} ms alone")
+    bare_rate(step, args.repeats, device)  # a processor's first seconds of load are its fastest
+    bare, training = [bare_rate(step, args.repeats, device)], []
+    for _ in range(args.rounds):
+        training.append(training_rates(args, batch_size, optimizer))
+        bare.append(bare_rate(step, args.repeats, device))
+    rates, images_per_second = zip(*training, strict=True)
+    bare_rates, bare_seconds = zip(*bare, strict=True)
+    around = [statistics.mean(neighbours) for neighbours in pairwise(bare_rates)]
+    shares = [rate / bare for rate, bare in zip(rates, around, strict=True)]
+    print(f"training            {in_words(rates, 1e9)} GFLOP/s, {statistics.median(images_per_second):.0f} images/s")
+    print(f"bare convolutions   {in_words(bare_rates, 1e9)} GFLOP/s")
+    print(f"training reaches    {in_words(shares, 0.01)} % of the bare convolutions' rate around it")
+    print(
+        f"of a step of {1000 * batch_size / statistics.median(images_per_second):.1f} ms they would take "
+        f"{1000 * statistics.median(bare_seconds):.1f} ms alone"
+    )
     for name, part in parts_of_a_step(model, step, args.repeats, device).items():
         print(f"{name:24}{1000 * part:8.1f} ms")
     if args.compile:
