@@ -9,8 +9,30 @@ from torch import Tensor, nn
 CHANNELS_PER_GROUP = 16
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He 2018).
+
+    torch.compile would take torch's own apart in such a way that its backward pass turns every channels-last map round
+    and back; it gets a form that it can fuse. benchmarks/training_rate.py --compile shows the kernels.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels // CHANNELS_PER_GROUP, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fusible(x) if torch.compiler.is_compiling() else super().forward(x)
+
+    def fusible(self, x: Tensor) -> Tensor:
+        """The statistics of a group from those of its channels (Chan et al. 1983), then a scale and shift a channel."""
+        batch, channels = x.shape[:2]
+        grouped = (batch, self.num_groups, channels // self.num_groups)
+        variances, means = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+        between, mean = torch.var_mean(means.view(grouped), dim=2, correction=0, keepdim=True)
+        variance = variances.view(grouped).mean(dim=2, keepdim=True) + between
+        scale = torch.rsqrt(variance + self.eps) * self.weight.view(grouped[1:])
+        shift = self.bias.view(grouped[1:]) - mean * scale
+        scale, shift = (value.view(batch, channels, 1, 1) for value in (scale, shift))
+        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
 
 
 class ChannelRMSNorm(nn.Module):
@@ -34,7 +56,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-NORMALISATIONS = {"group": group_norm, "layer": ChannelLayerNorm, "rms": ChannelRMSNorm, "magnitude": ChannelRMSNorm}
+NORMALISATIONS = {"group": GroupNorm, "layer": ChannelLayerNorm, "rms": ChannelRMSNorm, "magnitude": ChannelRMSNorm}
 """Outside the residual blocks a magnitude-preserving network normalises as the RMS one does."""
 
 
@@ -152,12 +174,23 @@ class SelfAttention(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Every position four times, and a convolution."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        # torch.compile would make a scatter of the backward pass of torch's own.
+        compiling = torch.compiler.is_compiling()
+        return self.conv(fusible_upsampling(x) if compiling else F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def fusible_upsampling(x: Tensor) -> Tensor:
+    """`F.interpolate(x, scale_factor=2, mode="nearest")` of x (N, C, H, W), channels-last."""
+    batch, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    return rows.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 def time_features(t: Tensor, width: int) -> Tensor:
