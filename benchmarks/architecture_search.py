@@ -54,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/search"), help="folder of the runs")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "architecture_search.jsonl", help="file of rows")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the networks (needs a C++ compiler)")
     parser.add_argument("--fid-seeds", type=COUNT_OR_ZERO, nargs="*", default=[], help="sampling seeds of FID")
     parser.add_argument("--guidance", nargs="+", choices=GUIDANCE, default=["classifier-free"], metavar="GUIDANCE")
     parser.add_argument("--reference", default="cifar10", help="of FID, as for compute_fid.py")
@@ -73,7 +74,7 @@ def network_of(variant: Variant) -> UNet:
     return UNet(replace(STARTING_NETWORK, **variant.network))
 
 
-def training_command(variant: Variant, flop: float, images: Path, out: Path) -> list[str]:
+def training_command(variant: Variant, flop: float, images: Path, out: Path, compiled: bool) -> list[str]:
     """The teacher's command line, with steps by the FLOP and a warm-up of a tenth of them (at most 500).
 
     It gives the whole network, so that it means the same whatever becomes of the preset. The early snapshots stay on:
@@ -99,6 +100,7 @@ def training_command(variant: Variant, flop: float, images: Path, out: Path) -> 
         **variant.flow,
     }
     command = ["python", "teacher_rectified_flow.py", *(str(part) for option in options.items() for part in option)]
+    command += ["--compile"] * compiled
     return [*command, "--more-ema-decays", *map(str, EMA_DECAYS[:-1]), "--network", json.dumps(network)]
 
 
@@ -149,10 +151,10 @@ def run_stage(command: list[str]) -> None:
     subprocess.run([sys.executable, ROOT / command[1], *command[2:]], check=True)
 
 
-def trained(name: str, flop: float, images: Path, out: Path) -> dict:
+def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> dict:
     """Trains a variant, and returns its row without FID."""
     variant, model = VARIANTS[name], network_of(VARIANTS[name])
-    command = training_command(variant, flop, images, out)
+    command = training_command(variant, flop, images, out, compiled)
     run_stage(command)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     last = records[-1]
@@ -196,7 +198,7 @@ def main() -> None:
         out = args.out / f"{args.flop:.3g}" / name.replace(" ", "_")
         row = next((row for row in rows if (row["variant"], row["flop_budget"]) == (name, args.flop)), None)
         if row is None:
-            row = trained(name, args.flop, args.images, out)
+            row = trained(name, args.flop, args.images, out, args.compile)
             rows.append(row)
             save()
         if row["definition"] != asdict(VARIANTS[name]):
