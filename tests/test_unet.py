@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL_CONFIG, random_network
 
-from common.blocks import ChannelLayerNorm, ChannelRMSNorm, MagnitudePreservingBlock, SelfAttention
+from common.blocks import (
+    ChannelLayerNorm,
+    ChannelRMSNorm,
+    GroupNorm,
+    MagnitudePreservingBlock,
+    SelfAttention,
+    fusible_upsampling,
+)
 from common.presets import NETWORKS
 from common.unet import UNet, UNetConfig, count_forward_flop, count_values
 
@@ -107,6 +114,35 @@ def test_rms_norm_is_that_of_its_definition():
     torch.nn.init.normal_(norm.weight)
     expected = x / x.square().mean(1, keepdim=True).sqrt() * norm.weight[:, None, None]
     torch.testing.assert_close(norm(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_written_for_the_compiler_equals_torch_with_its_gradients(dtype):
+    torch.manual_seed(0)
+    norm = GroupNorm(32)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    channel_means = 3 * torch.randn(1, 32, 1, 1)
+    x = (channel_means + torch.randn(4, 32, 6, 6)).to(dtype).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+
+    def expected_norm(x):
+        return F.group_norm(x.float(), 2, norm.weight, norm.bias).to(dtype)
+
+    for ours, expected, parameters in (
+        (norm.fusible, expected_norm, list(norm.parameters())),
+        (fusible_upsampling, lambda x: F.interpolate(x, scale_factor=2, mode="nearest"), []),
+    ):
+        output, reference = ours(x), expected(x)
+        assert output.dtype == dtype and output.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(output, reference)
+        weights = torch.randn_like(reference)
+        gradients = torch.autograd.grad(output, [x, *parameters], weights)
+        references = torch.autograd.grad(reference, [x, *parameters], weights)
+        for gradient, expected_gradient in zip(gradients, references, strict=True):
+            torch.testing.assert_close(
+                gradient, expected_gradient, atol=2e-2 if dtype == torch.bfloat16 else 1e-4, rtol=1e-2
+            )
 
 
 def test_a_magnitude_preserving_block_has_branches_of_size_one_whatever_the_length_of_its_kernels():
