@@ -35,13 +35,12 @@ def page(rows: list[dict]) -> str:
     sections = [INTRODUCTION.format(samples=FID_SAMPLES, choosing_seed=CHOOSING_SEED)]
     header = (
         *("variant", "held-out loss", "EMA", "FID", "FID, fresh seeds", "parameters", "forward MFLOP", "images/s"),
-        *("GFLOP/s", "share of bare", "minutes"),
+        *("GFLOP/s", "share of bare", "minutes", "machine"),
     )
     for budget in sorted({row["flop_budget"] for row in rows}):
         chosen = sorted((row for row in rows if row["flop_budget"] == budget), key=lambda row: row["held_out_loss"])
-        machines = "; ".join(sorted({row["machine"] for row in chosen}))
         table = markdown_table(header, [cells(row) for row in chosen])
-        sections.append(f"## {budget:.3g} training FLOP\n\n{table}\n\nMeasured on: {machines}.")
+        sections.append(f"## {budget:.3g} training FLOP\n\n{table}")
     guided = [row for row in rows if row["fid"].keys() - {"classifier-free"}]
     if guided:
         header = ("variant", "training FLOP", "guidance", "sampler", "NFE", "FID", "FID, fresh seeds")
@@ -63,6 +62,7 @@ def cells(row: dict) -> tuple[str, ...]:
         f"{rate / 1e9:.0f}",
         f"{rate / row['bare_flop_per_second']:.0%}",
         f"{row['minutes']:.1f}",
+        row["machine"] + ", compiled" * ("--compile" in row["command"]),
     )
 
 

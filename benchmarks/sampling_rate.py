@@ -1,0 +1,92 @@
+"""The rate of sampling by batch size, against that of the network's bare convolutions, and where the other time goes.
+
+    python benchmarks/sampling_rate.py --preset cpu
+
+A network call for every image of the largest batch, in batches of each size, in turns, as `common.sampling.draw` makes
+them: without autograd, under autocast. The convolutions of one call are recorded and run alone and warm.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.training_rate import bare_rate
+from common.checkpoint import prepare
+from common.command_line import COUNT, add_device_arguments, run
+from common.device import Precision, choose_device, choose_precision, describe_machine
+from common.noise import BLOCK_SIZE
+from common.presets import NETWORKS
+from common.sampling import SamplingSettings, balanced_labels, draw
+from common.unet import UNet, count_forward_flop
+
+ONE_STEP = SamplingSettings(solver="euler", num_steps=1)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=NETWORKS, default="cpu")
+    parser.add_argument("--batch-sizes", type=COUNT, nargs="+", default=[8, 16, 32, 64, 128, 256], metavar="SIZE")
+    parser.add_argument("--repeats", type=COUNT, default=7, help="measurements; the median is printed")
+    parser.add_argument("--rows", type=COUNT, default=12, help="lines of the profile")
+    add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def one_call(model: UNet, batch_size: int, precision: Precision):
+    """A function that draws a batch with one network call."""
+    noise = torch.randn(batch_size, *model.config.image_shape)
+    labels = balanced_labels(range(10), 0, batch_size)
+    return lambda: draw(model, noise, labels, ONE_STEP, precision=precision)
+
+
+def seconds(function, count: int, device: torch.device) -> float:
+    """Of `count` calls, after one to warm up."""
+    function()
+    start = time.perf_counter()
+    for _ in range(count):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    print(f"{args.preset}, {describe_machine(device)}, {precision.name}, torch {torch.__version__}")
+    model = prepare(UNet(replace(NETWORKS[args.preset], num_classes=10)), device).eval()
+    flop, num_images = count_forward_flop(model), max(args.batch_sizes)
+    calls = {size: one_call(model, size, precision) for size in args.batch_sizes}
+    times: dict[int, list[float]] = {size: [] for size in calls}
+    for _ in range(args.repeats):
+        for size, call in calls.items():
+            count = max(1, num_images // size)
+            times[size].append(seconds(call, count, device) / (count * size))
+    for size, call in calls.items():
+        with torch.no_grad():
+            bare, _ = bare_rate(call, args.repeats, device)
+        rate = 1 / statistics.median(times[size])
+        note = "   as the project samples" if size == BLOCK_SIZE else ""
+        print(
+            f"batches of {size:<4}{rate:8.0f} images/s{rate * flop / 1e9:8.0f} GFLOP/s, "
+            f"{rate * flop / bare:.0%} of the bare convolutions' {bare / 1e9:.0f}{note}"
+        )
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(5):
+            calls.get(BLOCK_SIZE, call)()
+    print("\na network call by kind of operation")
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows, max_name_column_width=48))
+
+
+if __name__ == "__main__":
+    run(main)
