@@ -217,6 +217,7 @@ def main() -> None:
     for name, part in parts_of_a_step(model, step, args.repeats, device).items():
         print(f"{name:24}{1000 * part:8.1f} ms")
     if args.compile:
+        torch.compiler.config.force_disable_caches = True  # the training runs have filled them
         start = time.perf_counter()
         one_step(torch.compile(model), batch_size, precision)()
         print(f"{'first compiled step':24}{time.perf_counter() - start:8.1f} s")
