@@ -20,7 +20,7 @@ from common.data import DATA_SETS, EpochOrder, load_images
 from common.device import choose_device, choose_precision
 from common.noise import derive_seed
 from common.pairs import PairSet
-from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, network_changes
+from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, network_changes, network_of
 from common.previews import preview_grid
 from common.sampling import SamplingSettings
 from common.sources import ImageSource, PairSource
@@ -78,7 +78,7 @@ def main() -> int:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    config = replace(NETWORKS[args.preset], **args.network)
+    config = network_of(args.preset, args.network)
 
     # Data
     if args.pairs:

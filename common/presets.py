@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import fields, replace
 
+from common.errors import UserError
 from common.training_arguments import Recipe
 from common.unet import UNetConfig
 
@@ -37,13 +38,23 @@ STUDENT_RECIPE = Recipe(
 
 
 def network_changes(text: str) -> dict:
-    """An argparse type: changes to a preset's network as JSON, '{"skips": "added", "widths": [64, 96]}'."""
-    known = {field.name for field in fields(UNetConfig)} - {"num_classes"}
+    """An argparse type: changes to a preset's network as JSON, '{"skips": "concatenated", "head_width": 40}'."""
+    known = {field.name for field in fields(UNetConfig)} - {"num_classes"}  # that comes with the images
     try:
         changes = json.loads(text)
-        replace(UNetConfig(), **changes)
-    except (ValueError, TypeError, IndexError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a network: {error}") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(changes, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     if unknown := changes.keys() - known:
-        raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is not up to the command line")
+        names = ", ".join(sorted(known))
+        raise argparse.ArgumentTypeError(f"a network has no {sorted(unknown)[0]!r}: choose from {names}")
     return changes
+
+
+def network_of(preset: str, changes: dict) -> UNetConfig:
+    """A preset's network, changed. Raises UserError where that is no network."""
+    try:
+        return replace(NETWORKS[preset], **changes)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--network with preset {preset}: {error}") from None

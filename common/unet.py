@@ -72,6 +72,8 @@ class UNetConfig:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {smallest_step}")
         if any(width % CHANNELS_PER_GROUP for width in self.widths):
             raise ValueError(f"every width must be a multiple of {CHANNELS_PER_GROUP}, got {self.widths}")
+        if not all(level in range(len(self.widths)) for level in self.attention_levels):
+            raise ValueError(f"attention_levels {self.attention_levels} are not levels of {len(self.widths)} widths")
         attended = [self.widths[level] for level in self.attention_levels] + [self.widths[-1]] * self.middle_attention
         if any(width % self.head_width for width in attended):
             raise ValueError(f"the width of an attention level must be a multiple of head_width {self.head_width}")

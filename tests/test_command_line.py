@@ -158,6 +158,9 @@ BAD_NUMBERS = [
     ("teacher_rectified_flow.py", "--label-dropout", 1.5),
     ("teacher_rectified_flow.py", "--preset", "huge"),
     ("teacher_rectified_flow.py", "--val-fraction", -0.1),
+    ("teacher_rectified_flow.py", "--network", "skips"),
+    ("teacher_rectified_flow.py", "--network", "[]"),
+    ("teacher_rectified_flow.py", "--network", '{"depth": 3}'),
     ("four_step_student.py", "--own-share", 2),
     ("generate_noise_dataset.py", "--num-pairs", 0),
     ("generate_noise_dataset.py", "--num-steps", -4),
@@ -208,6 +211,14 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
             "no images to train",
         ),
         (("teacher_rectified_flow.py", "--pairs", "nowhere", *SHORT), "no noise pairs in nowhere"),
+        *(
+            (("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--network", change), message)
+            for change, message in (
+                ('{"attention_levels": [3]}', "preset tiny: attention_levels (3,) are not levels"),
+                ('{"blocks_per_level": [1]}', "preset tiny: blocks_per_level"),
+                ('{"widths": 16}', "preset tiny: "),
+            )
+        ),
         (("teacher_rectified_flow.py", *data, image_folder, *SHORT, "--steps", 2), "do not fit into 2 steps"),
         (
             ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--branch-from", "x"),
