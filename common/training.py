@@ -60,7 +60,7 @@ class Trainer:
         self.weights_path = args.out / weights_name
         self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
         self.snapshot_steps = snapshot_steps
-        self.identity = {"arguments": identifying(args), **header}
+        self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **header}
         self.header = {**header, "arguments": recorded(args), "precision": precision.name}
         self.header["code_version"] = code_version()  # of the code that runs, whatever is committed meanwhile
 

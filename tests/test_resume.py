@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, folder_contents
 
 from common.files import sha256
+from common.presets import NETWORKS
 from common.run_log import read_metrics
 
 STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
@@ -193,6 +195,17 @@ def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_pat
     before = folder_contents(tmp_path / "run")
     result = run_script(script, *arguments, "--out", tmp_path / "run", "--learning-rate", 0.5)
     assert "was made with --learning-rate 0.002, not 0.5" in result.error_line
+    assert folder_contents(tmp_path / "run") == before
+
+
+def test_a_run_is_not_resumed_with_another_network(commands, run_script, tmp_path, monkeypatch):
+    """A newer version of the project may have another network under a preset's name."""
+    script, *arguments = commands["teacher"]
+    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
+    before = folder_contents(tmp_path / "run")
+    monkeypatch.setitem(NETWORKS, "tiny", replace(NETWORKS["tiny"], widths=(16, 32, 48)))
+    result = run_script(script, *arguments, "--out", tmp_path / "run")
+    assert "was made with another network: use another --out" in result.error_line
     assert folder_contents(tmp_path / "run") == before
 
 
