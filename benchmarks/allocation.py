@@ -9,7 +9,7 @@ changes it for all. Page faults and the kernel's time show what the settings sav
 import argparse
 import json
 import os
-import resource
+import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +25,7 @@ from benchmarks.training_rate import one_step
 from common.checkpoint import prepare
 from common.command_line import COUNT, run
 from common.device import PRECISIONS, choose_device, choose_precision, describe_machine
+from common.errors import UserError
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.unet import UNet
 
@@ -49,7 +50,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
-    """Medians over the steps: seconds of a step; page faults and seconds in the kernel are means."""
+    """Median seconds of a step, mean page faults and seconds in the kernel, and the most memory that was held."""
+    import resource  # not on every system
+
     device = choose_device("cpu")
     model = prepare(UNet(replace(NETWORKS[args.preset], num_classes=10)), device).train()
     step = one_step(model, TEACHER_RECIPES[args.preset].batch_size, choose_precision(args.precision, device))
@@ -66,11 +69,14 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         "seconds": statistics.median(times[4:]),
         "faults": (after.ru_minflt - before.ru_minflt) / args.steps,
         "kernel_seconds": (after.ru_stime - before.ru_stime) / args.steps,
+        "megabytes": after.ru_maxrss / 1024,
     }
 
 
 def main() -> None:
     args = parse_args()
+    if platform.libc_ver()[0] != "glibc":
+        raise UserError("the settings are of glibc, which this system does not have")
     if args.measure:
         print(json.dumps(measure(args)))
         return
@@ -79,15 +85,19 @@ def main() -> None:
     print(f"{args.preset}, {describe_machine(device)}, {precision}, torch {torch.__version__}")
     command = [sys.executable, __file__, "--measure", "--preset", args.preset]
     command += ["--precision", precision, "--steps", str(args.steps)]
+    inherited = {name: value for name, value in os.environ.items() if name not in SMALL_PAGES | FREED_MEMORY_GOES_BACK}
     results: dict[str, list[dict]] = {name: [] for name in SETTINGS}
     for _ in range(args.rounds):
         for name, setting in SETTINGS.items():
-            process = subprocess.run(command, env=os.environ | setting, check=True, capture_output=True, text=True)
+            process = subprocess.run(command, env=inherited | setting, check=True, stdout=subprocess.PIPE)
             results[name].append(json.loads(process.stdout))
     for name, measured in results.items():
-        each = ", ".join(f"{1000 * result['seconds']:.1f}" for result in measured)
-        faults, kernel = (statistics.mean(result[key] for result in measured) for key in ("faults", "kernel_seconds"))
-        print(f"{name:24}{each} ms a step, {faults:,.0f} page faults, {1000 * kernel:.0f} ms in the kernel")
+        each = ", ".join(f"{1000 * result['seconds']:.0f}" for result in measured)
+        means = {key: statistics.mean(result[key] for result in measured) for key in measured[0]}
+        print(
+            f"{name:24}{each} ms a step, {means['faults']:,.0f} page faults, "
+            f"{1000 * means['kernel_seconds']:.0f} ms in the kernel, {means['megabytes']:,.0f} MB"
+        )
 
 
 if __name__ == "__main__":

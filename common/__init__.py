@@ -6,16 +6,17 @@ import sys
 
 __version__ = "0.1.0"
 
-# A training step on a CPU allocates and frees more than a gigabyte. Two settings keep the kernel out of that, and both
-# must come before the first tensor; benchmarks/allocation.py measures what they are worth.
+# A training step on a CPU allocates and frees more than a gigabyte. Two settings keep the kernel out of that;
+# benchmarks/allocation.py measures what they are worth.
 
-# Large tensors in pages of 2 MB instead of 4 kB. THP_MEM_ALLOC_ENABLE=0 turns it off.
+# Large tensors in pages of 2 MB instead of 4 kB. torch reads this at its first tensor; 0 turns it off.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-# glibc gives freed memory back to the kernel, which has to clear every page before the next tensor gets it. With the
-# largest thresholds it keeps the memory. Whoever sets GLIBC_TUNABLES decides for themselves.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+# glibc gives freed memory back to the kernel, which has to clear every page before the next tensor gets it. Here a
+# process keeps what it once had, so that its memory stays at its peak. Whoever sets GLIBC_TUNABLES decides otherwise.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-        mallopt(parameter, 2**31 - 1)
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)  # no tensor has a mapping of its own, which would end with it
+        mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
