@@ -9,18 +9,22 @@ from torch import Tensor, nn
 CHANNELS_PER_GROUP = 16
 
 
+def compiling_for_cpu(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu and He 2018).
 
-    torch.compile would take torch's own apart in such a way that its backward pass turns every channels-last map round
-    and back; it gets a form that it can fuse. benchmarks/training_rate.py --compile shows the kernels.
+    For a CPU torch.compile would take torch's own apart in such a way that its backward pass turns every channels-last
+    map round and back; it gets a form that it can fuse (docs/speed.md).
     """
 
     def __init__(self, channels: int):
         super().__init__(channels // CHANNELS_PER_GROUP, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fusible(x) if torch.compiler.is_compiling() else super().forward(x)
+        return self.fusible(x) if compiling_for_cpu(x) else super().forward(x)
 
     def fusible(self, x: Tensor) -> Tensor:
         """The statistics of a group from those of its channels (Chan et al. 1983), then a scale and shift a channel."""
@@ -181,16 +185,16 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch.compile would make a scatter of the backward pass of torch's own.
-        compiling = torch.compiler.is_compiling()
-        return self.conv(fusible_upsampling(x) if compiling else F.interpolate(x, scale_factor=2, mode="nearest"))
+        # For a CPU torch.compile would make a scatter of the backward pass of torch's own.
+        upsampled = fusible_upsampling(x) if compiling_for_cpu(x) else F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(upsampled)
 
 
 def fusible_upsampling(x: Tensor) -> Tensor:
     """`F.interpolate(x, scale_factor=2, mode="nearest")` of x (N, C, H, W), channels-last."""
     batch, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
-    return rows.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+    repeated = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    return repeated.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 def time_features(t: Tensor, width: int) -> Tensor:
