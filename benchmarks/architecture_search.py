@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.search_page import FID_SAMPLES, page
 from benchmarks.search_variants import GUIDANCE, STARTING_NETWORK, VARIANTS, Variant
 from benchmarks.training_rate import bare_rate, one_step
-from common.checkpoint import code_version, prepare
+from common.checkpoint import code_version, load_checkpoint, prepare
 from common.command_line import COUNT_OR_ZERO, POSITIVE, run
-from common.device import choose_device, choose_precision, describe_machine
+from common.device import Precision, choose_device, describe_machine
 from common.errors import UserError
 from common.files import write_text
 from common.presets import SNAPSHOT_STEPS
@@ -162,7 +162,7 @@ def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> 
     losses[f"{EMA_DECAYS[-1]:g}"] = last["held_out_loss"]
     best = min(losses, key=losses.get)
     device = choose_device("auto")
-    precision = choose_precision("auto", device)
+    precision = Precision(device, load_checkpoint(out / "teacher.safetensors").header["precision"])
     bare, _ = bare_rate(one_step(prepare(model, device).train(), variant.batch_size, precision), 5, device)
     return {
         "variant": name,

@@ -2,14 +2,15 @@
 
     python benchmarks/sampling_rate.py --preset cpu
 
-A network call for every image of the largest batch, in batches of each size, in turns, as `common.sampling.draw` makes
-them: without autograd, under autocast. The convolutions of one call are recorded and run alone and warm.
+In every round each batch size draws as many images as the largest batch holds, with one network call an image, as all
+sampling here does: without autograd, under autocast. Right after it the convolutions of a call run alone and warm.
 """
 
 import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=NETWORKS, default="cpu")
     parser.add_argument("--batch-sizes", type=COUNT, nargs="+", default=[8, 16, 32, 64, 128, 256], metavar="SIZE")
-    parser.add_argument("--repeats", type=COUNT, default=7, help="measurements; the median is printed")
+    parser.add_argument("--rounds", type=COUNT, default=5, help="measurements of each size; medians are printed")
     parser.add_argument("--rows", type=COUNT, default=12, help="lines of the profile")
     add_device_arguments(parser)
     return parser.parse_args()
@@ -47,9 +48,11 @@ def one_call(model: UNet, batch_size: int, precision: Precision):
     return lambda: draw(model, noise, labels, ONE_STEP, precision=precision)
 
 
-def seconds(function, count: int, device: torch.device) -> float:
+def seconds(function: Callable[[], object], count: int, device: torch.device) -> float:
     """Of `count` calls, after one to warm up."""
     function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     for _ in range(count):
         function()
@@ -66,25 +69,29 @@ def main() -> None:
     model = prepare(UNet(replace(NETWORKS[args.preset], num_classes=10)), device).eval()
     flop, num_images = count_forward_flop(model), max(args.batch_sizes)
     calls = {size: one_call(model, size, precision) for size in args.batch_sizes}
-    times: dict[int, list[float]] = {size: [] for size in calls}
-    for _ in range(args.repeats):
+    rates: dict[int, list[float]] = {size: [] for size in calls}
+    shares: dict[int, list[float]] = {size: [] for size in calls}
+    for _ in range(args.rounds):
         for size, call in calls.items():
             count = max(1, num_images // size)
-            times[size].append(seconds(call, count, device) / (count * size))
-    for size, call in calls.items():
-        with torch.no_grad():
-            bare, _ = bare_rate(call, args.repeats, device)
-        rate = 1 / statistics.median(times[size])
+            rates[size].append(count * size / seconds(call, count, device))
+            with torch.no_grad():
+                bare, _ = bare_rate(call, 3, device)
+            shares[size].append(rates[size][-1] * flop / bare)
+    for size in calls:
+        rate, share = statistics.median(rates[size]), statistics.median(shares[size])
         note = "   as the project samples" if size == BLOCK_SIZE else ""
         print(
             f"batches of {size:<4}{rate:8.0f} images/s{rate * flop / 1e9:8.0f} GFLOP/s, "
-            f"{rate * flop / bare:.0%} of the bare convolutions' {bare / 1e9:.0f}{note}"
+            f"{share:.0%} of the bare convolutions' rate{note}"
         )
 
+    call = one_call(model, BLOCK_SIZE, precision)
+    call()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(5):
-            calls.get(BLOCK_SIZE, call)()
-    print("\na network call by kind of operation")
+            call()
+    print(f"\nfive network calls, for {BLOCK_SIZE} images each, by kind of operation")
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows, max_name_column_width=48))
 
 

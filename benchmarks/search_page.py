@@ -62,7 +62,7 @@ def cells(row: dict) -> tuple[str, ...]:
         f"{rate / 1e9:.0f}",
         f"{rate / row['bare_flop_per_second']:.0%}",
         f"{row['minutes']:.1f}",
-        row["machine"] + ", compiled" * ("--compile" in row["command"]),
+        f"{row['machine']}, compiled" if "--compile" in row["command"] else row["machine"],
     )
 
 

@@ -6,9 +6,9 @@
 The first rate is the FLOP of a training step over the wall-clock of whole steps (batch assembly, optimiser and EMA
 included), as `teacher_rectified_flow.py` itself logs it on drawn shapes. For the second, every convolution of one real
 step is recorded and run alone and warm: at its shape, batch, memory format and precision, forward and with the
-gradients that it needs; median times are added up. The two are measured in turns, because machines change their speed.
-Then what the parts of a step take, each alone, and the profiler's list of what the network does. With --compile, the
-rate is the compiled network's and the parts are the eager one's; the first compiled step is start-up.
+gradients that it needs; median times are added up. The two are measured in turns, because machines change their speed,
+and with --compile the compiled network's training beside the eager one's. Then what the parts of a step take, each
+alone, and the profiler's list of what the network does.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def training_rates(args: argparse.Namespace, batch_size: int, optimizer: str) -> tuple[float, float]:
+def training_rate(args: argparse.Namespace, batch_size: int, optimizer: str, compiled: bool) -> tuple[float, float]:
     """(FLOP a second, images a second) of the teacher's own training loop: the median over windows of ten steps."""
     script = ROOT / "teacher_rectified_flow.py"
     options = {
@@ -81,7 +81,7 @@ def training_rates(args: argparse.Namespace, batch_size: int, optimizer: str) ->
     }
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, script, "--data", "shapes", "--snapshot-steps", "--out", folder]
-        command += [part for option in options.items() for part in option] + ["--compile"] * args.compile
+        command += [part for option in options.items() for part in option] + ["--compile"] * compiled
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     rates = [record["images_per_second"] for record in records if "loss" in record][2:]
@@ -177,7 +177,7 @@ def parts_of_a_step(model: UNet, step, repeats: int, device: torch.device) -> di
     return {name: median_seconds(function, repeats, device) for name, function in functions.items()}
 
 
-def in_words(values: Sequence[float], unit: float) -> str:
+def listed(values: Sequence[float], unit: float) -> str:
     """The median, and each value in the order of measurement."""
     each = ", ".join(f"{value / unit:.1f}" for value in values)
     return f"{statistics.median(values) / unit:8.1f} ({each})"
@@ -199,33 +199,37 @@ def main() -> None:
     step()
 
     bare_rate(step, args.repeats, device)  # a processor's first seconds of load are its fastest
-    bare, training = [bare_rate(step, args.repeats, device)], []
+    kinds = ("training", "compiled training") if args.compile else ("training",)
+    bare, training = [bare_rate(step, args.repeats, device)], {kind: [] for kind in kinds}
     for _ in range(args.rounds):
-        training.append(training_rates(args, batch_size, optimizer))
+        for kind, measured in training.items():
+            measured.append(training_rate(args, batch_size, optimizer, compiled=kind != "training"))
         bare.append(bare_rate(step, args.repeats, device))
-    rates, images_per_second = zip(*training, strict=True)
     bare_rates, bare_seconds = zip(*bare, strict=True)
     around = [statistics.mean(neighbours) for neighbours in pairwise(bare_rates)]
-    shares = [rate / bare for rate, bare in zip(rates, around, strict=True)]
-    print(f"training            {in_words(rates, 1e9)} GFLOP/s, {statistics.median(images_per_second):.0f} images/s")
-    print(f"bare convolutions   {in_words(bare_rates, 1e9)} GFLOP/s")
-    print(f"training reaches    {in_words(shares, 0.01)} % of the bare convolutions' rate around it")
-    print(
-        f"of a step of {1000 * batch_size / statistics.median(images_per_second):.1f} ms they would take "
-        f"{1000 * statistics.median(bare_seconds):.1f} ms alone"
-    )
+    print(f"{'bare convolutions':24}{listed(bare_rates, 1e9)} GFLOP/s")
+    for kind, measured in training.items():
+        rates, images_per_second = zip(*measured, strict=True)
+        shares = [rate / neighbours for rate, neighbours in zip(rates, around, strict=True)]
+        print(f"{kind:24}{listed(rates, 1e9)} GFLOP/s, {statistics.median(images_per_second):.0f} images/s")
+        print(f"{'  of the bare rate':24}{listed(shares, 0.01)} %")
+        print(f"{'  a step':24}{1000 * batch_size / statistics.median(images_per_second):8.1f} ms")
+    print(f"{'bare convolutions':24}{1000 * statistics.median(bare_seconds):8.1f} ms")
     for name, part in parts_of_a_step(model, step, args.repeats, device).items():
         print(f"{name:24}{1000 * part:8.1f} ms")
     if args.compile:
         torch.compiler.config.force_disable_caches = True  # the training runs have filled them
+        step = one_step(torch.compile(model), batch_size, precision)
         start = time.perf_counter()
-        one_step(torch.compile(model), batch_size, precision)()
+        step()
         print(f"{'first compiled step':24}{time.perf_counter() - start:8.1f} s")
+        compiled = median_seconds(lambda: (model.zero_grad(), step()), args.repeats, device)
+        print(f"{'the others':24}{1000 * compiled:8.1f} ms")
 
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(5):
             step()
-    print("\nforward and backward pass by kind of operation, without optimiser and EMA")
+    print(f"\nfive{' compiled' * args.compile} forward and backward passes by kind of operation")
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows, max_name_column_width=48))
 
 
