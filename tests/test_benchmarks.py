@@ -13,9 +13,9 @@ def test_sampling_is_measured_by_batch_size(run_script):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are of glibc")
-def test_the_allocator_s_settings_save_page_faults(run_script, capfd):
+def test_the_allocator_s_settings_save_page_faults(run_script):
     result = run_script("benchmarks/allocation.py", "--preset", "tiny", "--steps", 3, "--rounds", 1)
-    assert result.status == 0, capfd.readouterr().err
+    assert result.status == 0, result.err
     faults = {
         line[:24].strip(): int(line.split(" page faults")[0].split()[-1].replace(",", ""))
         for line in result.out.splitlines()
