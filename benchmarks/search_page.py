@@ -22,7 +22,8 @@ by a Muon of five Newton-Schulz steps, the others by one of three; a row named a
 - FID: {samples:,} samples against all training images, guided classifier-free; first by the sampling seed
   {choosing_seed}, which choices were made by, then the mean over fresh seeds.
 - Share of bare: the arithmetic rate of training over that of the network's convolutions alone. Rates vary by a tenth
-  from run to run, and all but the last of the lengths of EMA cost time that a usual run does not spend."""
+  from run to run, and all but the last of the lengths of EMA cost time that a usual run does not spend. Minutes are
+  by the clock, with whatever else the machine did."""
 
 GUIDANCE_INTRODUCTION = """\
 ## Guidance
