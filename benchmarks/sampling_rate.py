@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.training_rate import bare_rate
+from benchmarks.training_rate import bare_rate, print_profile
 from common.checkpoint import prepare
 from common.command_line import COUNT, add_device_arguments, run
 from common.device import Precision, choose_device, choose_precision, describe_machine
@@ -88,11 +87,7 @@ def main() -> None:
 
     call = one_call(model, BLOCK_SIZE, precision)
     call()
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(5):
-            call()
-    print(f"\nfive network calls, for {BLOCK_SIZE} images each, by kind of operation")
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows, max_name_column_width=48))
+    print_profile(f"five network calls, for {BLOCK_SIZE} images each,", call, args.rows)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,14 @@ def parts_of_a_step(model: UNet, step, repeats: int, device: torch.device) -> di
     return {name: median_seconds(function, repeats, device) for name, function in functions.items()}
 
 
+def print_profile(what_five_calls_are: str, function: Callable[[], object], rows: int) -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(5):
+            function()
+    print(f"\n{what_five_calls_are} by kind of operation")
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=48))
+
+
 def listed(values: Sequence[float], unit: float) -> str:
     """The median, and each value in the order of measurement."""
     each = ", ".join(f"{value / unit:.1f}" for value in values)
@@ -226,11 +234,7 @@ def main() -> None:
         compiled = median_seconds(lambda: (model.zero_grad(), step()), args.repeats, device)
         print(f"{'the others':24}{1000 * compiled:8.1f} ms")
 
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(5):
-            step()
-    print(f"\nfive{' compiled' * args.compile} forward and backward passes by kind of operation")
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows, max_name_column_width=48))
+    print_profile(f"five{' compiled' * args.compile} forward and backward passes", step, args.rows)
 
 
 if __name__ == "__main__":
