@@ -7,10 +7,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from common.checkpoint import load_checkpoint
+from common.presets import network_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = "<!-- parsed by the tests, not run -->\n"
@@ -28,9 +32,13 @@ def readme_commands(marked_not_run: bool) -> list[list[str]]:
     commands = []
     for marker, block in re.findall(rf"({re.escape(NOT_RUN)})?```bash\n(.*?)```", README, flags=re.DOTALL):
         if bool(marker) == marked_not_run:
-            lines = block.replace("\\\n", " ").strip().splitlines()
-            commands += [shlex.split(line) for line in lines]
+            commands += split_commands(block)
     return commands
+
+
+def split_commands(block: str) -> list[list[str]]:
+    """The words of each command; a command may go on in the next line after a backslash."""
+    return [shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines()]
 
 
 def smoke_arguments(script: str, arguments: list[str]) -> tuple:
@@ -101,6 +109,33 @@ def test_every_step_of_the_demo_runs(run_script, tmp_path, monkeypatch):
             subprocess.run([program, *arguments], check=True)
     assert [name in results[-1].out for name in ("teacher", "four-step student", "one-step student")] == [True] * 3
     assert (tmp_path / "demo" / "comparison.png").is_file()
+
+
+def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkeypatch):
+    folder = ROOT / "checkpoints" / "pretrained"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    files = {
+        "teacher_rectified_flow.py": "teacher",
+        "distill_student.py": "student",
+        "four_step_student.py": "four_step",
+    }
+    seen = set()
+    for block in re.findall(r"```bash\n(.*?)```", card, flags=re.DOTALL):
+        for _, script, *arguments in split_commands(block):
+            monkeypatch.setattr(sys, "argv", [script, *arguments])
+            args = runpy.run_path(str(ROOT / script))["parse_args"]()
+            if script not in files:
+                continue
+            checkpoint = load_checkpoint(folder / f"{files[script]}.safetensors")
+            for name, value in vars(args).items():
+                if name in checkpoint.header["arguments"] and not isinstance(value, Path):
+                    assert checkpoint.header["arguments"][name] == value, (script, name)
+            assert checkpoint.header["step"] == args.steps
+            if script == "teacher_rectified_flow.py":
+                network = replace(network_of(args.preset, args.network), num_classes=10)
+                assert checkpoint.model.config == network
+            seen.add(script)
+    assert seen == files.keys()
 
 
 def test_commands_that_want_a_gpu_parse(monkeypatch):
