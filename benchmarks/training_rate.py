@@ -8,7 +8,7 @@ included), as `teacher_rectified_flow.py` itself logs it on drawn shapes. For th
 step is recorded and run alone and warm: at its shape, batch, memory format and precision, forward and with the
 gradients that it needs; median times are added up. The two are measured in turns, because machines change their speed,
 and with --compile the compiled network's training beside the eager one's. Then what the parts of a step take, each
-alone, and the profiler's list of what the network does.
+alone and eager, and the profiler's list of what the network does, compiled if asked for.
 """
 
 import argparse
@@ -232,7 +232,7 @@ def main() -> None:
         step()
         print(f"{'first compiled step':24}{time.perf_counter() - start:8.1f} s")
         compiled = median_seconds(lambda: (model.zero_grad(), step()), args.repeats, device)
-        print(f"{'the others':24}{1000 * compiled:8.1f} ms")
+        print(f"{'later compiled steps':24}{1000 * compiled:8.1f} ms")
 
     print_profile(f"five{' compiled' * args.compile} forward and backward passes", step, args.rows)
 
