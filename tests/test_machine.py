@@ -31,21 +31,23 @@ def test_auto_is_bf16_where_the_processor_is_faster_at_it(monkeypatch, processor
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
-def test_memory_that_was_freed_comes_back_without_page_faults():
+def test_memory_that_was_freed_stays_with_the_process():
+    """By what is resident: page faults would depend on what else the kernel does, such as NUMA balancing."""
     script = """
 import common, resource, torch
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**26)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+from pathlib import Path
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+torch.ones(2)  # starts torch's threads
+before = resident()
+torch.ones(2**26)  # 256 MiB, free at once
+print((resident() - before) >> 20)
 """
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 
-    def faults_of_256_megabytes(**more) -> int:
+    def megabytes_kept(**more) -> int:
         command = [sys.executable, "-c", script]
         return int(subprocess.run(command, cwd=ROOT, env=environment | more, check=True, stdout=subprocess.PIPE).stdout)
 
-    assert faults_of_256_megabytes() < 20  # they are 65,536 pages, or 128 of the large ones
-    assert faults_of_256_megabytes(GLIBC_TUNABLES="glibc.malloc.tcache_count=7") > 100  # the user's own settings stand
+    assert megabytes_kept() >= 255
+    assert megabytes_kept(GLIBC_TUNABLES="glibc.malloc.tcache_count=7") < 50  # the user's own settings stand
