@@ -1,7 +1,7 @@
 """From a model and seeds to images: guidance, counting of network calls, and batches that never change a sample."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.device import Precision
 from common.errors import UserError
 from common.noise import BLOCK_SIZE, sample_noise
-from common.solvers import SOLVERS, integrate
+from common.solvers import SOLVERS, integrate, integration_steps
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,57 @@ def draw(
 
     `guide`: the weaker network of autoguidance, for settings with a `guide_scale`.
     """
-    device = next(model.parameters()).device
-    noise = noise.to(device).contiguous(memory_format=torch.channels_last)
-    labels = None if labels is None else labels.to(device)
+    noise, labels = _on_device_of(model, noise, labels)
     velocity = GuidedVelocity(model, labels, settings, guide)
-    with precision.autocast() if precision else nullcontext():
+    with _autocast(precision):
         images, states = integrate(velocity, noise, settings.solver, settings.num_steps, keep_times)
     return Generated(noise, images, states, labels, velocity.network_calls, velocity.guide_calls)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a batch is after a step of the solver."""
+
+    t: float
+    state: Tensor
+    """(N, C, H, W), on the sampler's device."""
+    network_calls: int
+    """Those behind each sample so far."""
+
+
+@torch.no_grad()
+def draw_in_steps(
+    model: nn.Module,
+    noise: Tensor,
+    labels: Tensor | None,
+    settings: SamplingSettings,
+    precision: Precision | None = None,
+    guide: nn.Module | None = None,
+) -> Iterator[Step]:
+    """`draw`, step by step, for those who want to watch: ends at the same images. Not for `dopri5`.
+
+    Between the steps nothing of torch's state is changed, so that one thread can go on with several in turn.
+    """
+    noise, labels = _on_device_of(model, noise, labels)
+    velocity = GuidedVelocity(model, labels, settings, guide)
+
+    def autocast_velocity(x: Tensor, t: float) -> Tensor:
+        with _autocast(precision):
+            return velocity(x, t)
+
+    states = integration_steps(autocast_velocity, noise, settings.solver, settings.num_steps)
+    for index, state in enumerate(states, start=1):
+        yield Step(index / settings.num_steps, state, velocity.network_calls)
+
+
+def _on_device_of(model: nn.Module, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    device = next(model.parameters()).device
+    noise = noise.to(device).contiguous(memory_format=torch.channels_last)
+    return noise, None if labels is None else labels.to(device)
+
+
+def _autocast(precision: Precision | None) -> AbstractContextManager:
+    return precision.autocast() if precision else nullcontext()
 
 
 def draw_blocks(

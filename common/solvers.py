@@ -1,6 +1,6 @@
 """Solvers of the flow's ODE dx/dt = v(x, t) from t = 0 (noise) to t = 1 (data)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -77,18 +77,25 @@ def integrate(
     """
     if solver == "dopri5":
         return _integrate_adaptively(velocity, noise, keep_times)
-    if solver not in FIXED_STEP_SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}")
     kept_indices = [grid_index(time, num_steps) for time in keep_times]
     if None in kept_indices:
         raise ValueError(f"{num_steps} equal steps do not pass through every one of the times {tuple(keep_times)}")
 
-    step = FIXED_STEP_SOLVERS[solver]
     x, states = noise, {}
+    for index, x in enumerate(integration_steps(velocity, noise, solver, num_steps), start=1):
+        if index in kept_indices:
+            states[index] = x
+    return x, [states[index] for index in kept_indices]
+
+
+def integration_steps(velocity: Velocity, noise: Tensor, solver: str, num_steps: int) -> Iterator[Tensor]:
+    """The states after each of `num_steps` equal steps. Raises ValueError for other than a fixed-step solver."""
+    if solver not in FIXED_STEP_SOLVERS:
+        raise ValueError(f"{solver!r} is no solver with fixed steps")
+    step, x = FIXED_STEP_SOLVERS[solver], noise
     for index in range(num_steps):
         x = step(velocity, x, index / num_steps, 1 / num_steps)
-        states[index + 1] = x if index + 1 in kept_indices else None
-    return x, [states[index] for index in kept_indices]
+        yield x
 
 
 def _integrate_adaptively(velocity, noise, keep_times):
