@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 from common import __version__
@@ -88,15 +88,22 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
 
     Raises UserError for a file that is missing, damaged, or not one of this project's checkpoints.
     """
-    header, weights = read_tensor_file(path, "checkpoint", _read)
-    if header.get("format") != FORMAT or header.get("stage") not in STAGES:
-        raise UserError(f"{path} is not a checkpoint of this project (its header does not say {FORMAT})")
+    header = load_header(path)
+    weights = read_tensor_file(path, "checkpoint", load_file)
     try:
         model = UNet(UNetConfig(**header["config"]))
         model.load_state_dict(weights, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"the weights in {path} do not fit the network that its header describes") from None
     return Checkpoint(prepare(model, device).eval(), header, Path(path), sha256(path))
+
+
+def load_header(path: str | Path) -> dict:
+    """What a checkpoint says of itself, without its weights. Raises UserError as `load_checkpoint` does."""
+    header = read_tensor_file(path, "checkpoint", _read_header)
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("stage") not in STAGES:
+        raise UserError(f"{path} is not a checkpoint of this project (its header does not say {FORMAT})")
+    return header
 
 
 def load_initial_weights(model: UNet, path: str | Path) -> None:
@@ -107,10 +114,9 @@ def load_initial_weights(model: UNet, path: str | Path) -> None:
     model.load_state_dict(initial.model.state_dict())
 
 
-def _read(path: Path) -> tuple[dict, dict]:
+def _read_header(path: Path) -> dict:
     with safe_open(path, framework="pt") as file:
-        header = json.loads((file.metadata() or {}).get("header", "{}"))
-        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        return json.loads((file.metadata() or {}).get("header", "{}"))
 
 
 def prepare(model: nn.Module, device: torch.device | str) -> nn.Module:
