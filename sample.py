@@ -9,19 +9,17 @@ Compare    python sample.py --compare checkpoints/pretrained/{teacher,four_step,
 """
 
 import argparse
-import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from common import command_line
-from common.comparison import comparison_table, draw_column, draw_comparison, require_comparable
+from common.comparison import comparison_table, describe_samples, draw_column, draw_comparison, require_comparable
 from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
-from common.files import atomic_write
-from common.images import enlarged, image_grid, save_picture, to_uint8
+from common.files import write_bytes
+from common.images import enlarged, image_grid, npz_bytes, save_picture
 from common.noise import BLOCK_SIZE
 from common.sampling import SamplingSettings, balanced_labels, draw_blocks
 
@@ -77,10 +75,8 @@ def main() -> None:
         calls += batch.network_calls * len(batch.images)
     images = torch.cat(pieces)
     if args.out.suffix == ".npz":
-        labels = balanced_labels(classes, 0, len(images)) if classes else torch.full((len(images),), -1)
-        guide = checkpoint.guide.sha256 if checkpoint.guide else None
-        description = {"checkpoint": checkpoint.sha256, "guide": guide, "seed": args.seed, **settings.to_dict()}
-        save_npz(args.out, images, labels, description)
+        description = describe_samples(checkpoint, settings, args.seed)
+        write_bytes(args.out, npz_bytes(images, balanced_labels(classes, 0, len(images)), description))
     else:
         save_picture(enlarged(image_grid(images, args.columns), args.enlarge), args.out)
     print(f"{args.out}: {len(images)} images, seed {args.seed}, {settings.describe()}, NFE {calls / len(images):g}")
@@ -106,12 +102,6 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     draw_comparison(columns, args.out, images_per_row=args.columns)
     print(comparison_table(columns))
     print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
-
-
-def save_npz(path: Path, images: torch.Tensor, labels: torch.Tensor, settings: dict) -> None:
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
-        np.savez(file, arr_0=pixels, labels=labels.numpy(), settings=json.dumps(settings))
 
 
 if __name__ == "__main__":

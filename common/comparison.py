@@ -47,6 +47,12 @@ def require_comparable(checkpoints: list[Checkpoint]) -> None:
             raise UserError(f"{other.path} and {first.path} have different classes or image sizes")
 
 
+def describe_samples(checkpoint: Checkpoint, settings: SamplingSettings, seed: int) -> dict:
+    """What a file of samples says of them, as JSON values: enough to draw them again."""
+    guide = checkpoint.guide.sha256 if checkpoint.guide else None
+    return {"checkpoint": checkpoint.sha256, "guide": guide, "seed": seed, **settings.to_dict()}
+
+
 def draw_column(
     checkpoint: Checkpoint,
     settings: SamplingSettings,

@@ -66,9 +66,13 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
 
 
 def save_tensor_file(path: str | Path, content: dict) -> None:

@@ -1,5 +1,7 @@
 """The two representations of an image, float in [-1, 1] inside and uint8 at the edges, and picture files."""
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from common.files import atomic_write
+from common.files import write_bytes
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -46,7 +48,25 @@ def open_rgb(file: str | Path) -> Image.Image:
         return image.convert("RGB")
 
 
+def png_bytes(picture: Image.Image, **options) -> bytes:
+    """The picture as a PNG file; `options` are those of Pillow's PNG writer."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Writes a PNG atomically, whatever the name's ending."""
-    with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG")
+    write_bytes(path, png_bytes(picture))
+
+
+def npz_bytes(images: Tensor, labels: Tensor | None, settings: dict) -> bytes:
+    """An `.npz` file of float images (N, 3, H, W): `arr_0` (uint8, N x H x W x 3), `labels` and `settings` (JSON).
+
+    Images without labels have the label -1. Equal arguments give equal bytes.
+    """
+    labels = torch.full((len(images),), -1) if labels is None else labels
+    buffer = io.BytesIO()
+    pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    np.savez(buffer, arr_0=pixels, labels=labels.cpu().numpy(), settings=json.dumps(settings))
+    return buffer.getvalue()
