@@ -25,6 +25,7 @@ from common.checkpoint import code_version
 from common.device import Precision, choose_device, choose_precision, describe_machine
 from common.errors import UserError
 from common.feature_store import Features, FeatureStore
+from common.files import write_bytes
 from common.image_sets import ModelSamples, StoredImages, load_image_set
 from common.inception import FEATURE_COUNT, Inception
 from common.noise import BLOCK_SIZE
@@ -33,7 +34,7 @@ from common.results import (
     HEADER,
     append_result,
     comparable_groups,
-    draw_fid_curve,
+    fid_curve,
     group_title,
     read_results,
     table_rows,
@@ -108,7 +109,7 @@ def main() -> None:
     for group in comparable_groups(results):
         print(f"\n{group_title(group)}\n{text_table(HEADER, table_rows(group))}")
     if args.sweep:
-        draw_fid_curve(comparable_groups(results)[0], args.figure)
+        write_bytes(args.figure, fid_curve(comparable_groups(results)[0]))
         print(f"\n{args.figure}: FID against network calls")
 
 

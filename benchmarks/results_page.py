@@ -17,14 +17,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.command_line import run
-from common.files import write_text
+from common.files import write_bytes, write_text
 from common.reference import CIFAR10_NAMES
 from common.results import (
     HEADER,
     STAGE_NAMES,
     comparable_groups,
-    draw_fid_curve,
+    fid_curve,
     group_title,
+    in_reading_order,
+    machines_of,
     read_results,
     table_rows,
 )
@@ -90,16 +92,11 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
 
 def group_section(group: Sequence[dict]) -> str:
     group = in_reading_order(group)
-    machines = sorted({f"{result['machine']}, {result['arithmetic']}" for result in group})
     commands = "\n".join(commands_of(group))
     return (
-        f"## {group_title(group)}\n\n{results_table(group)}\n\nMeasured on: {'; '.join(machines)}. The commands:\n\n"
+        f"## {group_title(group)}\n\n{results_table(group)}\n\nMeasured on: {machines_of(group)}. The commands:\n\n"
         f"```bash\n{commands}\n```"
     )
-
-
-def in_reading_order(group: Sequence[dict]) -> list[dict]:
-    return sorted(group, key=lambda result: (STAGES.index(result["stage"]), -result["nfe"], result["seed"]))
 
 
 def results_table(group: Sequence[dict]) -> str:
@@ -147,7 +144,7 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
         curves = [group for group in groups if len({result[axis] for result in group}) > 2]
         if curves:
             group = max(curves, key=len)
-            draw_fid_curve(group, out / FIGURES[axis], axis)
+            write_bytes(out / FIGURES[axis], fid_curve(group, axis))
             sections.append(f"## {title}\n\n![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})")
     return sections
 

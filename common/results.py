@@ -1,11 +1,12 @@
 """Measured results: one JSON line each, with what is needed to repeat it, and the tables and figures made of them."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import atomic_write, canonical_json, write_text
+from common.files import canonical_json, write_text
 from common.sampling import SamplingSettings
 
 STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
@@ -87,6 +88,16 @@ def group_title(group: Sequence[dict]) -> str:
     return f"{first['num_samples']:,} samples{classes} against {first['reference']}{images}"
 
 
+def in_reading_order(group: Sequence[dict]) -> list[dict]:
+    """Teacher first, many network calls first. For results of this project's models."""
+    return sorted(group, key=lambda result: (list(STAGE_NAMES).index(result["stage"]), -result["nfe"], result["seed"]))
+
+
+def machines_of(group: Sequence[dict]) -> str:
+    """What the group was measured on."""
+    return "; ".join(sorted({f"{result['machine']}, {result['arithmetic']}" for result in group}))
+
+
 def table_rows(group: Sequence[dict]) -> list[tuple[str, ...]]:
     """A row under `HEADER` for each result; what was not measured stays empty."""
     return [
@@ -108,8 +119,8 @@ def _number(value: float | None, digits: int, scale: float = 1) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
 
 
-def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None:
-    """FID over `nfe` or `training_flop`: a line for each model and way of running it, a lone marker for a single point.
+def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
+    """FID over `nfe` or `training_flop` as a PNG: a line for each model and way of running it, or a lone marker.
 
     Readable without colour: each series has a marker and a line style of its own, each point its value.
     """
@@ -145,8 +156,9 @@ def draw_fid_curve(group: Sequence[dict], path: Path, axis: str = "nfe") -> None
     axes.grid(alpha=0.3, axis="y", which="both")
     axes.grid(alpha=0.3, axis="x")
     axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
 
 
 def _series_label(results: Sequence[dict], axis: str) -> str:

@@ -1,5 +1,6 @@
 """Result lines, their tables and figures, and the page that is made of them."""
 
+import io
 import json
 import shutil
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from common.results import HEADER, append_result, comparable_groups, draw_fid_curve, read_results, run_of, table_rows
+from common.results import HEADER, append_result, comparable_groups, fid_curve, read_results, run_of, table_rows
 from common.tables import markdown_table, text_table
 
 
@@ -87,10 +88,9 @@ def test_only_what_compares_stands_in_one_table():
     assert [len(group) for group in comparable_groups(lines)] == [2, 1, 1, 1]
 
 
-def test_classes_stand_apart_and_kid_alone_is_not_drawn(tmp_path):
+def test_classes_stand_apart_and_kid_alone_is_not_drawn():
     assert len(comparable_groups([result(), result(classes=["cat"])])) == 2
-    draw_fid_curve([result(), result(num_steps=1, nfe=1, fid=None)], tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").is_file()
+    assert fid_curve([result(), result(num_steps=1, nfe=1, fid=None)])
 
 
 def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
@@ -109,13 +109,12 @@ def test_tables_line_up():
 
 
 @pytest.mark.parametrize("axis", ["nfe", "training_flop"])
-def test_a_curve_has_a_line_for_each_model_or_way_of_running_it(tmp_path, axis):
+def test_a_curve_has_a_line_for_each_model_or_way_of_running_it(axis):
     group = [
         result(nfe=nfe, num_steps=steps, fid=100 / nfe, training_flop=1e15 * nfe) for nfe, steps in ((1, 1), (7, 4))
     ]
     group.append(result(stage="one_step", checkpoint="f" * 64, nfe=1, num_steps=1, guidance_scale=1.0))
-    draw_fid_curve(group, tmp_path / "curve.png", axis)
-    assert Image.open(tmp_path / "curve.png").size > (500, 300)
+    assert Image.open(io.BytesIO(fid_curve(group, axis))).size > (500, 300)
 
 
 def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
