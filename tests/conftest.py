@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import shapes  # noqa: E402
 from common.checkpoint import save_checkpoint  # noqa: E402
+from common.files import sha256  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
 
 EULER = ("--solver", "euler", "--num-steps", 2)
@@ -94,19 +95,33 @@ def make_teacher(tmp_path):
 
     def make(seed: int = 0, config: UNetConfig = SMALL_CONFIG, label_dropout: float = 0.1) -> Path:
         path = tmp_path / f"teacher_{seed}_{config.num_classes}_{label_dropout}" / "teacher.safetensors"
-        header = {
-            "stage": "teacher",
-            "class_names": shapes.CLASS_NAMES[: config.num_classes],
-            "arguments": {"label_dropout": label_dropout},
-            "step": 0,
-            "training_flop": 0,
-            "images_seen": 0,
-            "code_version": "test",
-        }
-        save_checkpoint(path, random_network(config, seed), header)
+        save_model(path, "teacher", seed, config, arguments={"label_dropout": label_dropout})
         return path
 
     return make
+
+
+def save_model(path: Path, stage: str, seed: int, config: UNetConfig = SMALL_CONFIG, **header) -> None:
+    """An untrained checkpoint; `header` has what the stage adds."""
+    constant = {"step": 0, "training_flop": 0, "images_seen": 0, "code_version": "test"}
+    header = {"stage": stage, "class_names": shapes.CLASS_NAMES[: config.num_classes], **constant, **header}
+    save_checkpoint(path, random_network(config, seed), header)
+
+
+def write_models(folder: Path, config: UNetConfig = SMALL_CONFIG) -> Path:
+    """An untrained teacher and untrained students of it, under the names that the stages give them."""
+    arguments = {"label_dropout": 0.1}
+    save_model(folder / "teacher.safetensors", "teacher", 0, config, arguments=arguments)
+    teacher = sha256(folder / "teacher.safetensors")
+    save_model(folder / "student.safetensors", "one_step", 1, config, arguments=arguments, teacher=teacher)
+    save_model(folder / "four_step.safetensors", "four_step", 2, config, arguments=arguments, teacher=teacher)
+    return folder
+
+
+@pytest.fixture
+def model_folder(tmp_path) -> Path:
+    """A folder like checkpoints/, with untrained models in pretrained/."""
+    return write_models(tmp_path / "checkpoints" / "pretrained").parent
 
 
 class RandomInception(torch.nn.Module):

@@ -1,0 +1,164 @@
+"""Teacher, four-step student and one-step student from the same noise, the students first."""
+
+import time
+from typing import NamedTuple
+
+import streamlit as st
+import torch
+
+from app_pages.drawing import draw
+from app_pages.pictures import offer_downloads, show_images
+from app_pages.settings import (
+    MAX_IMAGES,
+    class_input,
+    new_seed,
+    number,
+    seed_input,
+    teacher_inputs,
+)
+from common.checkpoint import Checkpoint
+from common.comparison import Column
+from common.distances import mean_squared, share_of_variance, variance_around_class_mean
+from common.results import STAGE_NAMES
+from common.sampling import SamplingSettings, Step
+
+SECONDS_BETWEEN_PICTURES = 0.1
+"""While the teacher integrates: more often would only keep the browser busy."""
+CONTRAST = 4
+
+
+class Request(NamedTuple):
+    """What the images on the page are a function of. (Streamlit makes the class anew each time: tuples stay equal.)"""
+
+    count: int
+    seed: int
+    classes: list[int]
+    teacher_settings: SamplingSettings
+    models: list[str]
+    """The files' SHA-256."""
+
+
+def main() -> None:
+    st.title("One call, four calls, many calls")
+    st.write("A many-step teacher and its two distilled students. Each starts from the same noise.")
+    models: dict[str, Checkpoint] = st.session_state.models
+    if not models:
+        return
+    request, submitted = settings_form(models)
+    if submitted or st.session_state.get("request") != request:
+        st.session_state.request = request
+        st.session_state.columns = {}
+    columns: dict[str, Column] = st.session_state.columns  # those that are drawn already
+
+    slots = {stage: place.empty() for stage, place in zip(STAGE_NAMES, st.columns(len(STAGE_NAMES)), strict=True)}
+    for stage in columns:
+        show(slots[stage], request, columns, stage)
+    for stage in ("one_step", "four_step", "teacher"):
+        if stage in models and stage not in columns:
+            settings = models[stage].settings if models[stage].is_student else request.teacher_settings
+            watch = None if models[stage].is_student else progress_in(slots[stage], settings)
+            columns[stage] = draw(models[stage], settings, request.seed, request.count, request.classes, watch)
+            show(slots[stage], request, columns, stage)
+            if stage == "teacher":  # now the students can be compared with it
+                for student in columns.keys() - {"teacher"}:
+                    show(slots[student], request, columns, student)
+    if "teacher" in columns:
+        show_differences(columns)
+    for stage in STAGE_NAMES:
+        if stage in columns:
+            offer_downloads(columns[stage], request.seed, request.classes, "compare")
+
+
+def settings_form(models: dict[str, Checkpoint]) -> tuple[Request, bool]:
+    with st.form("settings"):
+        left, middle, right = st.columns(3)
+        with left:
+            count = number("Images", 1, MAX_IMAGES, 16, "count")
+        with middle:
+            seed = seed_input()
+        with right:
+            classes = class_input(next(iter(models.values())).class_names)
+        teacher_settings = teacher_inputs(models.get("teacher"))
+        with st.container(horizontal=True):
+            generated = st.form_submit_button("Generate", key="generate", type="primary")
+            renewed = st.form_submit_button("New seed", key="new_seed", on_click=new_seed)
+    guides = [model.guide for model in models.values() if model.guide]
+    hashes = [model.sha256 for model in (*models.values(), *guides)]
+    return Request(count, seed, classes, teacher_settings, hashes), generated or renewed
+
+
+def progress_in(slot, settings: SamplingSettings):
+    """Shows the images as they emerge from the noise."""
+    with slot.container():
+        st.subheader(STAGE_NAMES["teacher"].capitalize())
+        picture = st.empty()
+        bar = st.progress(0.0, text=f"{settings.describe()}: first step")
+    shown = 0.0
+
+    def watch(step: Step) -> None:
+        nonlocal shown
+        if time.monotonic() - shown < SECONDS_BETWEEN_PICTURES and step.t < 1:
+            return
+        shown = time.monotonic()
+        with picture:
+            show_images(step.state, f"The teacher's images at time {step.t:.2f}, still partly noise")
+        made = round(step.t * settings.num_steps)
+        bar.progress(step.t, text=f"step {made} of {settings.num_steps}, t = {step.t:.2f}")
+
+    return watch
+
+
+def show(slot, request: Request, columns: dict[str, Column], stage: str) -> None:
+    column = columns[stage]
+    names = [column.checkpoint.class_names[number] for number in request.classes]
+    classes = f" of {', '.join(names)}" if names else ""
+    with slot.container():
+        st.subheader(column.name.capitalize())
+        show_images(column.images, f"{request.count} images{classes} by the {column.name}, seed {request.seed}")
+        st.markdown("  \n".join(facts(column, columns.get("teacher"))))
+
+
+def facts(column: Column, teacher: Column | None) -> list[str]:
+    """Cost and fidelity, a line each."""
+    calls, seconds = column.network_calls, column.seconds_per_image
+    lines = [
+        f"**{calls:g}** network call{'s' * (calls != 1)} an image (NFE)",
+        f"**{seconds * len(column.images):.3g} s**, {1000 * seconds:.3g} ms an image",
+    ]
+    if not column.checkpoint.is_student:
+        return [*lines, column.settings.describe(), *guide_facts(column.checkpoint)]
+    if teacher is None:
+        return lines
+    lines.append(f"**{teacher.seconds_per_image / seconds:.3g} times** the teacher's speed")
+    error = mean_squared(column.images, teacher.images).item()
+    share = share_of_variance(error, variance_around_class_mean(teacher.images, teacher.labels))
+    lines.append(f"mean squared error **{error:.4f}**" + (f", {share} of the variance" if share else ""))
+    if column.checkpoint.header.get("teacher") != teacher.checkpoint.sha256:
+        lines.append("It learned from another teacher.")
+    return lines
+
+
+def guide_facts(checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.guide is None:
+        return []
+    return [f"guide: {checkpoint.guide.path.name}, {checkpoint.guide.path.stat().st_size / 1e6:.1f} MB more"]
+
+
+def show_differences(columns: dict[str, Column]) -> None:
+    """Each student's images less the teacher's, on grey."""
+    if not st.toggle("Differences to the teacher's images", key="differences", persist_state="session"):
+        return
+    for place, stage in zip(st.columns(len(STAGE_NAMES)), STAGE_NAMES, strict=True):
+        if stage == "teacher" or stage not in columns:
+            continue
+        column = columns[stage]
+        difference = column.images - columns["teacher"].images
+        with place:
+            show_images(
+                torch.clamp(CONTRAST * difference / 2, -1, 1),
+                f"Differences between the images of the {column.name} and the teacher's",
+                caption=f"{column.name.capitalize()} less teacher, contrast times {CONTRAST}: grey is no difference",
+            )
+
+
+main()

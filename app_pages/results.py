@@ -1,0 +1,64 @@
+"""What was measured of the shipped models, from docs/results.jsonl: tables, FID over network calls, and on what."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from common.checkpoint import STAGES
+from common.errors import UserError
+from common.results import (
+    HEADER,
+    comparable_groups,
+    fid_curve,
+    group_title,
+    in_reading_order,
+    machines_of,
+    read_results,
+    table_rows,
+)
+from common.tables import markdown_table
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results.jsonl"
+
+
+def main() -> None:
+    st.title("What was measured")
+    try:
+        results = [result for result in read_results(RESULTS) if result["stage"] in STAGES]
+    except UserError as error:
+        st.error(f"{error}.")
+        return
+    if not results:
+        st.info("Nothing was measured yet: `python compute_fid.py` does, with `--output docs/results.jsonl`.")
+        return
+    st.write(
+        "FID (lower is better) falls as the number of samples rises, and depends on the reference: figures compare "
+        "within a table, not across tables. JPEG CIFAR-10 is the 50,000 training images as JPEG files; the published "
+        "protocol takes the originals."
+    )
+    chosen = {model.sha256 for model in st.session_state.models.values()}
+    for group in comparable_groups([result for result in results if result["checkpoint"] in chosen]):
+        show_group("The chosen models", in_reading_order(group))
+    for group in comparable_groups([result for result in results if result["checkpoint"] not in chosen]):
+        show_group("Other models", in_reading_order(group))
+
+
+def show_group(whose: str, group: list[dict]) -> None:
+    st.subheader(f"{whose}: {group_title(group)}")
+    st.markdown(markdown_table(HEADER, table_rows(group)))
+    st.caption(f"Measured on: {machines_of(group)}.")
+    if len({result["nfe"] for result in group if result["fid"] is not None}) > 2:
+        st.image(
+            cached_curve(group),
+            alt=f"FID against network calls, {group_title(group)}; the table above has the values",
+            width=760,
+            output_format="PNG",
+        )
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def cached_curve(group: list[dict]) -> bytes:
+    return fid_curve(group)
+
+
+main()

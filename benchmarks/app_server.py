@@ -1,0 +1,43 @@
+"""The app as a server of its own, and a headless Chromium to visit it: for the measurement and the tests of the app."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+"""The system's Chromium, or None."""
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Runs the app on the models below `folder`; its address and process. Raises RuntimeError where it ends at once."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = ("--server.headless", "true", "--server.port", str(port), "--server.fileWatcherType", "none")
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", str(folder)]
+    root = Path(__file__).parent.parent
+    server = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://localhost:{port}"
+    try:
+        while not _answers(address):
+            if server.poll() is not None:
+                raise RuntimeError(f"the app stopped with status {server.returncode}")
+            time.sleep(0.1)
+        yield address, server
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return urllib.request.urlopen(f"{address}/_stcore/health", timeout=5).status == 200
+    except OSError:
+        return False
