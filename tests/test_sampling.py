@@ -5,9 +5,10 @@ import torch
 from conftest import random_network
 from scipy import stats
 
+from common.device import Precision
 from common.images import to_uint8
 from common.noise import derive_seed, sample_noise
-from common.sampling import GuidedVelocity, SamplingSettings, draw_blocks
+from common.sampling import GuidedVelocity, SamplingSettings, balanced_labels, draw, draw_blocks, draw_in_steps
 
 SHAPE = (3, 8, 8)
 CPU_CLASSES = range(10)
@@ -94,6 +95,25 @@ def test_images_do_not_depend_on_the_batch_size():
     assert difference.abs().max() <= 1
     repeated = torch.cat([batch.images for batch in draw_blocks(model, 1, 3, 20, CPU_CLASSES, settings)])
     assert torch.equal(repeated, drawn[64])
+
+
+def test_steps_end_at_the_images_that_drawing_at_once_gives():
+    model = random_network()
+    noise, labels = sample_noise(0, 0, 5, model.config.image_shape), balanced_labels(CPU_CLASSES, 0, 5)
+    settings = SamplingSettings("edm-heun", 4, guidance_scale=2.0)
+    for precision in (None, Precision(torch.device("cpu"), "bf16")):
+        whole = draw(model, noise, labels, settings, keep_times=(0.25, 0.5, 0.75), precision=precision)
+        steps = []
+        for step in draw_in_steps(model, noise, labels, settings, precision):
+            assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")  # between the steps
+            steps.append(step)
+        assert [step.t for step in steps] == [0.25, 0.5, 0.75, 1.0]
+        assert all(
+            torch.equal(step.state, state) for step, state in zip(steps, [*whole.states, whole.images], strict=True)
+        )
+        assert steps[-1].network_calls == whole.network_calls and steps[0].network_calls == 3
+    with pytest.raises(ValueError, match="fixed steps"):
+        next(draw_in_steps(model, noise, labels, SamplingSettings("dopri5")))
 
 
 def test_uint8_rounds_to_nearest_and_clips():
