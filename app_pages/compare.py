@@ -1,12 +1,15 @@
 """Teacher, four-step student and one-step student from the same noise, the students first."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import streamlit as st
 import torch
+from streamlit.delta_generator import DeltaGenerator
 
 from app_pages.drawing import draw
+from app_pages.models import identities
 from app_pages.pictures import offer_downloads, show_images
 from app_pages.settings import (
     MAX_IMAGES,
@@ -22,7 +25,7 @@ from common.distances import mean_squared, share_of_variance, variance_around_cl
 from common.results import STAGE_NAMES
 from common.sampling import SamplingSettings, Step
 
-SECONDS_BETWEEN_PICTURES = 0.1
+SECONDS_BETWEEN_PICTURES = 0.25
 """While the teacher integrates: more often would only keep the browser busy."""
 CONTRAST = 4
 
@@ -35,10 +38,11 @@ class Request(NamedTuple):
     classes: list[int]
     teacher_settings: SamplingSettings
     models: list[str]
-    """The files' SHA-256."""
+    """Their `identities`."""
 
 
 def main() -> None:
+    """The page, from top to bottom."""
     st.title("One call, four calls, many calls")
     st.write("A many-step teacher and its two distilled students. Each starts from the same noise.")
     models: dict[str, Checkpoint] = st.session_state.models
@@ -51,7 +55,7 @@ def main() -> None:
     columns: dict[str, Column] = st.session_state.columns  # those that are drawn already
 
     slots = {stage: place.empty() for stage, place in zip(STAGE_NAMES, st.columns(len(STAGE_NAMES)), strict=True)}
-    for stage in columns:
+    for stage in list(columns):
         show(slots[stage], request, columns, stage)
     for stage in ("one_step", "four_step", "teacher"):
         if stage in models and stage not in columns:
@@ -60,7 +64,7 @@ def main() -> None:
             columns[stage] = draw(models[stage], settings, request.seed, request.count, request.classes, watch)
             show(slots[stage], request, columns, stage)
             if stage == "teacher":  # now the students can be compared with it
-                for student in columns.keys() - {"teacher"}:
+                for student in [name for name in columns if name != "teacher"]:
                     show(slots[student], request, columns, student)
     if "teacher" in columns:
         show_differences(columns)
@@ -70,6 +74,7 @@ def main() -> None:
 
 
 def settings_form(models: dict[str, Checkpoint]) -> tuple[Request, bool]:
+    """What is asked for, and whether a button was pressed just now."""
     with st.form("settings"):
         left, middle, right = st.columns(3)
         with left:
@@ -82,13 +87,11 @@ def settings_form(models: dict[str, Checkpoint]) -> tuple[Request, bool]:
         with st.container(horizontal=True):
             generated = st.form_submit_button("Generate", key="generate", type="primary")
             renewed = st.form_submit_button("New seed", key="new_seed", on_click=new_seed)
-    guides = [model.guide for model in models.values() if model.guide]
-    hashes = [model.sha256 for model in (*models.values(), *guides)]
-    return Request(count, seed, classes, teacher_settings, hashes), generated or renewed
+    return Request(count, seed, classes, teacher_settings, identities(models)), generated or renewed
 
 
-def progress_in(slot, settings: SamplingSettings):
-    """Shows the images as they emerge from the noise."""
+def progress_in(slot: DeltaGenerator, settings: SamplingSettings) -> Callable[[Step], None]:
+    """A function that shows each step that it is given: the images emerge from the noise."""
     with slot.container():
         st.subheader(STAGE_NAMES["teacher"].capitalize())
         picture = st.empty()
@@ -108,9 +111,10 @@ def progress_in(slot, settings: SamplingSettings):
     return watch
 
 
-def show(slot, request: Request, columns: dict[str, Column], stage: str) -> None:
+def show(slot: DeltaGenerator, request: Request, columns: dict[str, Column], stage: str) -> None:
     column = columns[stage]
-    names = [column.checkpoint.class_names[number] for number in request.classes]
+    """A model's column: name, images, facts."""
+    names = [column.checkpoint.class_names[index] for index in request.classes]
     classes = f" of {', '.join(names)}" if names else ""
     with slot.container():
         st.subheader(column.name.capitalize())
@@ -119,7 +123,7 @@ def show(slot, request: Request, columns: dict[str, Column], stage: str) -> None
 
 
 def facts(column: Column, teacher: Column | None) -> list[str]:
-    """Cost and fidelity, a line each."""
+    """Cost and fidelity, a line each. The seconds are those of one drawing, the first at its size left out."""
     calls, seconds = column.network_calls, column.seconds_per_image
     lines = [
         f"**{calls:g}** network call{'s' * (calls != 1)} an image (NFE)",

@@ -1,13 +1,15 @@
-"""Drawing for many visitors at once: all networks run in one thread, a step of a solver at a time.
+"""Drawing for many visitors at once: all networks run in one thread, a step of a solver at a time, students first.
 
-So a student's single step never waits for another visitor's whole teacher, only for the step that it is at, and memory
-does not grow with the number of visitors. The images are those of `sample.py`, to the bit.
+So a student waits for the step that somebody's teacher is at, and for other students, but never for a whole teacher.
+Where the noise is a batch of a seed's first samples, the images are those of `sample.py`, to the bit.
 """
 
+import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future
+from queue import PriorityQueue
 
 import streamlit as st
 import torch
@@ -20,35 +22,59 @@ from common.noise import sample_noise
 from common.sampling import SamplingSettings, Step, balanced_labels, draw_in_steps
 
 
+class NetworkThread:
+    """Calls functions one after the other in a thread of its own, the smallest rank first, then the earliest."""
+
+    def __init__(self):
+        self._waiting: PriorityQueue = PriorityQueue()
+        self._order = itertools.count()
+        threading.Thread(target=self._work, name="networks", daemon=True).start()
+
+    def call(self, rank: int, function: Callable):
+        """What `function` returns or raises, once it was its turn."""
+        future: Future = Future()
+        self._waiting.put((rank, next(self._order), function, future))
+        return future.result()
+
+    def _work(self) -> None:
+        while True:
+            _, _, function, future = self._waiting.get()
+            try:
+                future.set_result(function())
+            except BaseException as error:  # whoever waits for it gets it
+                future.set_exception(error)
+
+
 @st.cache_resource(show_spinner=False)
-def network_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="networks")
-
-
-@st.cache_resource(show_spinner=False, max_entries=1000)
-def warm_up(sha256: str, _checkpoint: Checkpoint, count: int) -> None:
-    """A model's first pass at a batch size takes longer than those that follow: here it is not timed."""
-    settings = SamplingSettings("euler", 1)
-    shape = _checkpoint.model.config.image_shape
-    labels = torch.zeros(count, dtype=torch.long) if _checkpoint.class_names else None
-    for _ in steps_in_network_thread(_checkpoint, settings, torch.zeros(count, *shape), labels):
-        pass
+def network_thread() -> NetworkThread:
+    return NetworkThread()
 
 
 def steps_in_network_thread(
     checkpoint: Checkpoint, settings: SamplingSettings, noise: Tensor, labels: Tensor | None
 ) -> Iterator[tuple[Step, float]]:
-    """The steps of a solver with fixed steps, on the CPU, and the seconds that each took."""
+    """The steps of a solver with fixed steps, their states on the CPU, and the seconds that each took."""
     precision = choose_precision("auto", choose_device("auto"))
     steps = draw_in_steps(checkpoint.model, noise, labels, settings, precision, checkpoint.guide_model)
 
-    def next_step() -> tuple[Step, float] | None:
+    def next_step() -> tuple[Step, float]:
         start = time.perf_counter()
-        step = next(steps, None)
-        return step and (replace(step, state=step.state.cpu()), time.perf_counter() - start)
+        step = next(steps)
+        state = step.state.cpu()  # waits for a GPU to finish
+        return Step(step.t, state, step.network_calls), time.perf_counter() - start
 
-    while timed := network_thread().submit(next_step).result():
-        yield timed
+    for _ in range(settings.num_steps):
+        yield network_thread().call(0 if checkpoint.is_student else 1, next_step)
+
+
+@st.cache_resource(show_spinner=False, max_entries=1000)
+def warm_up(identity: str, _checkpoint: Checkpoint, _settings: SamplingSettings, count: int) -> None:
+    """A network's first pass at a batch size takes longer than those that follow: here it is not timed."""
+    guidance = (_settings.guidance_scale, (0.0, 1.0), _settings.guide_scale)
+    noise = torch.zeros(count, *_checkpoint.model.config.image_shape)
+    labels = torch.zeros(count, dtype=torch.long) if _checkpoint.class_names else None
+    for _ in steps_in_network_thread(_checkpoint, SamplingSettings("euler", 1, *guidance), noise, labels):
+        pass
 
 
 def draw(
@@ -62,18 +88,11 @@ def draw(
     """Samples 0 ... count - 1 of a seed. `watch` is called with each step, and its time is not counted."""
     noise = sample_noise(seed, 0, count, checkpoint.model.config.image_shape)
     labels = balanced_labels(classes, 0, count)
-    warm_up(checkpoint.sha256, checkpoint, count)
+    guide = checkpoint.guide.sha256 if checkpoint.guide else ""
+    warm_up(checkpoint.sha256 + guide, checkpoint, settings, count)
     seconds = 0.0
     for step, took in steps_in_network_thread(checkpoint, settings, noise, labels):
         seconds += took
         if watch:
             watch(step)
     return Column(checkpoint, settings, step.state, labels, step.network_calls, seconds / count)
-
-
-def path_of(
-    checkpoint: Checkpoint, settings: SamplingSettings, noise: Tensor, labels: Tensor | None
-) -> list[tuple[float, Tensor]]:
-    """The times and states from noise (N, C, H, W) at t = 0 to images at t = 1."""
-    steps = steps_in_network_thread(checkpoint, settings, noise, labels)
-    return [(0.0, noise), *((step.t, step.state) for step, _ in steps)]

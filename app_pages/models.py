@@ -1,6 +1,10 @@
 """The models that the app can show: found below one folder, chosen in the sidebar, loaded once for all visitors."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import streamlit as st
 
@@ -21,6 +25,15 @@ GUIDE = "guide.safetensors"
 NO_GUIDE = "none"
 
 
+class File(NamedTuple):
+    """A file with its content: a file that is written anew, or made readable, is another one."""
+
+    path: str
+    size: int
+    modified: int
+    changed: int
+
+
 def choose_models(folder: Path) -> dict[str, Checkpoint]:
     """The sidebar: a file for each stage, and a guide. What is missing or damaged is said, and left out.
 
@@ -36,11 +49,11 @@ def choose_models(folder: Path) -> dict[str, Checkpoint]:
                 script, file = MADE_BY[stage]
                 problems.append(f"No {name} in {from_here(folder)}: `python {script}` makes one ({file}).")
                 continue
-            path = choose_file(name.capitalize(), found[stage], f"model_{stage}", folder)
+            file = choose_file(name.capitalize(), found[stage], f"model_{stage}")
             try:
-                models[stage] = load_file(path)
+                models[stage] = load_model(file)
                 if stage == "teacher":
-                    models[stage] = with_guide(models[stage], path, found[stage], folder)
+                    models[stage] = with_guide(models[stage], file, found[stage])
             except UserError as error:
                 problems.append(f"{error}.")
         st.caption(f"Any checkpoint below {from_here(folder)}/ can be chosen, also one that was trained a moment ago.")
@@ -55,66 +68,88 @@ def choose_models(folder: Path) -> dict[str, Checkpoint]:
     return models
 
 
-def find_models(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The checkpoints below a folder by stage, the shipped ones first, and a sentence for each file that is none.
+def find_models(folder: Path) -> tuple[dict[str, dict[str, File]], list[str]]:
+    """The checkpoints below a folder by stage and name, the shipped ones first; and a sentence for each other file.
 
     Links that lead out of the folder are not followed.
     """
-    found: dict[str, list[Path]] = {stage: [] for stage in STAGE_NAMES}
+    found: dict[str, dict[str, File]] = {stage: {} for stage in STAGE_NAMES}
     problems = []
-    for path in folder.rglob("*.safetensors"):
-        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            continue
-        status = path.stat()
-        stage, problem = stage_of(str(from_here(path)), status.st_mtime_ns, status.st_size)
-        if stage:
-            found[stage].append(path)
-        else:
-            problems.append(problem)
-    for stage, paths in found.items():
+    for path, file in files_below(folder):
+        try:
+            found[stage_of(file)][str(path.relative_to(folder))] = file
+        except UserError as error:
+            problems.append(f"{error}.")
+    for stage, files in found.items():
         usual_name = MADE_BY[stage][1]
-        paths.sort(key=lambda path: (path.parent.name != "pretrained", path.name != usual_name, path))
+
+        def order(name: str, usual_name=usual_name) -> tuple:
+            path = folder / name
+            return path.parent.name != "pretrained", path.name != usual_name, path
+
+        found[stage] = {name: files[name] for name in sorted(files, key=order)}
     return found, sorted(problems)
 
 
+def files_below(folder: Path) -> Iterator[tuple[Path, File]]:
+    """Every `.safetensors` file really below the folder. Files may come and go meanwhile."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names if name.endswith(".safetensors")):
+            try:
+                status = path.stat()
+                inside = path.resolve().is_relative_to(folder.resolve())
+            except OSError:  # gone again
+                continue
+            if inside:
+                yield path, File(str(from_here(path)), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 @st.cache_data(max_entries=10_000, show_spinner=False)
-def stage_of(path: str, modified: int, size: int) -> tuple[str | None, str]:
-    """The stage that a file's header names; or none, and what is wrong. A new file has a new time or size."""
-    try:
-        return load_header(path)["stage"], ""
-    except UserError as error:
-        return None, f"{error}."
+def stage_of(file: File) -> str:
+    """The stage that the file's header names. Raises UserError for a file that is no checkpoint."""
+    return load_header(file.path)["stage"]
 
 
 @st.cache_resource(max_entries=12, show_spinner="Loading the models")
-def load_model(path: str, modified: int, size: int) -> Checkpoint:
-    return load_checkpoint(path, choose_device("auto"))
+def load_model(file: File) -> Checkpoint:
+    """The model in a file: the one that is in memory, wherever someone still uses it."""
+    models = models_in_memory()
+    checkpoint = models.get(file) or load_checkpoint(file.path, choose_device("auto"))
+    models[file] = checkpoint
+    return checkpoint
 
 
-def load_file(path: Path) -> Checkpoint:
-    status = path.stat()
-    return load_model(str(from_here(path)), status.st_mtime_ns, status.st_size)
+@st.cache_resource(show_spinner=False)
+def models_in_memory() -> WeakValueDictionary:
+    """By file, those that the cache has given up, too, as long as a visitor has them."""
+    return WeakValueDictionary()
 
 
-def choose_file(label: str, paths: list[Path], key: str, folder: Path) -> Path:
+def choose_file(label: str, files: dict[str, File], key: str) -> File:
     """One of the files, by its name in the list: a browser cannot send a path."""
-    names = {str(path.relative_to(folder)): path for path in paths}
-    return names[st.selectbox(label, list(names), key=key)]
+    return files[st.selectbox(label, list(files), key=key)]
 
 
-def with_guide(teacher: Checkpoint, path: Path, teachers: list[Path], folder: Path) -> Checkpoint:
+def with_guide(teacher: Checkpoint, file: File, teachers: dict[str, File]) -> Checkpoint:
     """The teacher with the weaker network that guides it, if one is chosen: by default the one beside it."""
-    names = {str(other.relative_to(folder)): other for other in teachers if other != path}
-    beside = str((path.parent / GUIDE).relative_to(folder))
-    options = [NO_GUIDE, *names]
+    guides = {name: other for name, other in teachers.items() if other != file}
+    options = [NO_GUIDE, *guides]
+    beside = str(Path(file.path).with_name(GUIDE))
+    default = next((name for name, other in guides.items() if other.path == beside), NO_GUIDE)
     name = st.selectbox(
         "Guide of the teacher",
         options,
-        index=options.index(beside) if beside in names and path.name != GUIDE else 0,
-        key=f"guide_of_{path}",
+        index=options.index(default if Path(file.path).name != GUIDE else NO_GUIDE),
+        key=f"guide_of_{file.path}",
         help="A weaker teacher, such as an early snapshot, to be guided away from (autoguidance).",
     )
-    return teacher.guided_by(load_file(names[name])) if name in names else teacher
+    return teacher if name == NO_GUIDE else teacher.guided_by(load_model(guides[name]))
+
+
+def identities(models: dict[str, Checkpoint]) -> list[str]:
+    """What tells these models and the guide from others: their files' places and contents."""
+    guides = [model.guide for model in models.values() if model.guide]
+    return [f"{model.path} {model.sha256}" for model in (*models.values(), *guides)]
 
 
 def from_here(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Images on a page: sharp at any size, described for those who do not see them, and ready to download."""
 
+import base64
 import shlex
 
 import streamlit as st
@@ -16,22 +17,25 @@ DOWNLOAD_FACTOR = 8
 
 
 def grid_columns(count: int) -> int:
+    """How many images of a grid stand side by side."""
     return min(count, 4 if count <= 16 else 8)
 
 
 def show_images(images: Tensor, description: str, columns: int | None = None, caption: str | None = None) -> None:
     """A grid of images (N, 3, H, W) in [-1, 1], as wide as its place."""
-    show_picture(picture_bytes(images, columns), description, caption)
+    show_picture(picture_url(images, columns), description, caption)
 
 
-def show_picture(content: bytes, description: str, caption: str | None = None) -> None:
-    # "PNG": left to itself, Streamlit would turn the file into a JPEG.
-    st.image(content, alt=description, caption=caption, width="stretch", output_format="PNG")
+def show_picture(url: str, description: str, caption: str | None = None) -> None:
+    """What `picture_url` made, as wide as its place. `description` is for those who do not see it."""
+    st.image(url, alt=description, caption=caption, width="stretch")
 
 
-def picture_bytes(images: Tensor, columns: int | None = None) -> bytes:
+def picture_url(images: Tensor, columns: int | None = None) -> str:
+    """The grid as a `data:` URL: no second request, and no file that is gone when the browser asks for it."""
     grid = image_grid(images, columns or grid_columns(len(images)))
-    return png_bytes(enlarged(grid, -(-SHOWN_WIDTH // grid.width)), compress_level=1)
+    content = png_bytes(enlarged(grid, -(-SHOWN_WIDTH // grid.width)), compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def offer_downloads(column: Column, seed: int, classes: list[int], key: str) -> None:
@@ -73,6 +77,7 @@ def sample_command(column: Column, seed: int, classes: list[int], out: str) -> s
 
 
 def teacher_options(settings: SamplingSettings) -> list[str]:
+    """The options of `sample.py` for these settings, without the guide's."""
     options = ["--solver", settings.solver, "--num-steps", str(settings.num_steps)]
     options += ["--guidance-scale", str(settings.guidance_scale)]
     return [*options, "--guidance-interval", *map(str, settings.guidance_interval)]

@@ -16,7 +16,6 @@ from common.results import (
     read_results,
     table_rows,
 )
-from common.tables import markdown_table
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.jsonl"
 
@@ -45,7 +44,8 @@ def main() -> None:
 
 def show_group(whose: str, group: list[dict]) -> None:
     st.subheader(f"{whose}: {group_title(group)}")
-    st.markdown(markdown_table(HEADER, table_rows(group)))
+    columns = dict(zip(HEADER, zip(*table_rows(group), strict=True), strict=True))
+    st.table(columns, border="horizontal", hide_index=True, alt=f"Results of {whose.lower()}, {group_title(group)}")
     st.caption(f"Measured on: {machines_of(group)}.")
     if len({result["nfe"] for result in group if result["fid"] is not None}) > 2:
         st.image(

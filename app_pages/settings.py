@@ -21,19 +21,23 @@ MIXED, UNCONDITIONAL = "mixed: each in turn", "none: the models are unconditiona
 
 # Streamlit checks on the server: a number out of bounds or an option that is not in the list, which only a forged
 # request can have, becomes the default.
-def number(label: str, low, high, default, key: str, **options):
+def number(label: str, low: float, high: float, default: float, key: str, **options) -> float:
+    """A field for a number from `low` to `high`; a whole number where these are."""
     return st.number_input(label, low, high, default, key=key, persist_state="session", **options)
 
 
 def choice(label: str, options: Sequence[str], key: str, **more) -> str:
+    """A field for one of the options."""
     return st.selectbox(label, options, key=key, persist_state="session", **more)
 
 
 def seed_input(label: str = "Seed", key: str = "seed", default: int = 0) -> int:
+    """A field for a seed."""
     return number(label, 0, MAX_SEED, default, key)
 
 
 def new_seed(key: str = "seed") -> None:
+    """What a "New seed" button does to the field with this key."""
     st.session_state[key] = secrets.randbelow(MAX_SEED + 1)
 
 
@@ -63,8 +67,8 @@ def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
                 "Guidance",
                 0.0,
                 MAX_SCALE,
-                default.guidance_scale if not has_guide else 1.0,
-                f"guidance_scale_{has_guide}",
+                default.guidance_scale if can_be_guided and not has_guide else 1.0,
+                f"guidance_scale_{can_be_guided}_{has_guide}",
                 step=0.5,
                 disabled=not can_be_guided,
                 help="Classifier-free guidance; 1 is none. Needs a teacher that was trained with label dropout.",

@@ -47,6 +47,8 @@ def resident_megabytes(process: int) -> float:
 
 def main() -> None:
     args = parse_args()
+    if args.requests <= args.clicks:
+        raise UserError("--requests must be more than --clicks")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -90,12 +90,25 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     """
     header = load_header(path)
     weights = read_tensor_file(path, "checkpoint", load_file)
+    content = read_tensor_file(path, "checkpoint", sha256)
     try:
         model = UNet(UNetConfig(**header["config"]))
         model.load_state_dict(weights, strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError):
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError):
         raise UserError(f"the weights in {path} do not fit the network that its header describes") from None
-    return Checkpoint(prepare(model, device).eval(), header, Path(path), sha256(path))
+    if not _is_consistent(header, model.config):
+        raise UserError(f"the header of {path} is incomplete, or contradicts itself")
+    return Checkpoint(prepare(model, device).eval(), header, Path(path), content)
+
+
+def _is_consistent(header: dict, config: UNetConfig) -> bool:
+    """Whether the header names the network's classes, and a teacher's says how often it was trained without them."""
+    names, arguments = header.get("class_names"), header.get("arguments")
+    if not isinstance(names, list) or not isinstance(arguments, dict):
+        return False
+    if len(names) != config.num_classes or not all(isinstance(name, str) for name in names):
+        return False
+    return header["stage"] != "teacher" or isinstance(arguments.get("label_dropout"), (int, float))
 
 
 def load_header(path: str | Path) -> dict:

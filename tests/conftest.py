@@ -5,12 +5,13 @@ import os
 import re
 import runpy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from streamlit.testing.v1 import AppTest
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,8 @@ from common.unet import UNet, UNetConfig  # noqa: E402
 EULER = ("--solver", "euler", "--num-steps", 2)
 """The fewest steps that a teacher's sampler is tested with."""
 SMALL_CONFIG = UNetConfig(widths=(16, 16), head_width=16, embedding_width=16, num_classes=10)
+TINIEST_CONFIG = replace(SMALL_CONFIG, patch_size=4, widths=(16,), attention_levels=(), middle_attention=False)
+"""For the app, whose first page always draws with all of the teacher's steps."""
 
 
 @dataclass
@@ -108,7 +111,7 @@ def save_model(path: Path, stage: str, seed: int, config: UNetConfig = SMALL_CON
     save_checkpoint(path, random_network(config, seed), header)
 
 
-def write_models(folder: Path, config: UNetConfig = SMALL_CONFIG) -> Path:
+def write_models(folder: Path, config: UNetConfig = TINIEST_CONFIG) -> Path:
     """An untrained teacher and untrained students of it, under the names that the stages give them."""
     arguments = {"label_dropout": 0.1}
     save_model(folder / "teacher.safetensors", "teacher", 0, config, arguments=arguments)
@@ -122,6 +125,21 @@ def write_models(folder: Path, config: UNetConfig = SMALL_CONFIG) -> Path:
 def model_folder(tmp_path) -> Path:
     """A folder like checkpoints/, with untrained models in pretrained/."""
     return write_models(tmp_path / "checkpoints" / "pretrained").parent
+
+
+@pytest.fixture
+def open_app(monkeypatch, model_folder):
+    """open_app(page="compare", folder=checkpoints of tiny untrained models): the app at a page."""
+
+    def run(page="compare", folder=model_folder) -> AppTest:
+        monkeypatch.setattr(sys, "argv", ["app.py", str(folder)])
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+        if page != "compare":
+            app.switch_page(f"app_pages/{page}.py").run()
+        assert not app.exception
+        return app
+
+    return run
 
 
 class RandomInception(torch.nn.Module):

@@ -1,5 +1,6 @@
 """The app in a real headless Chromium: its pixels, its files, its layout, and many visitors at once."""
 
+import base64
 import io
 import shlex
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ import pytest
 from conftest import write_models
 from PIL import Image
 
+from app_pages.pictures import SHOWN_WIDTH
 from benchmarks.app_server import CHROMIUM, serve
 from common.checkpoint import load_checkpoint
 from common.images import image_grid
@@ -16,7 +18,7 @@ from common.sampling import draw_blocks
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -r requirements-dev.txt")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, such as Debian's package chromium")
-PATIENCE = 120_000
+PATIENCE = 60_000
 """Milliseconds to wait for what must come."""
 
 
@@ -45,7 +47,8 @@ def open_pages(address, count: int, **context):
     problems = []
     with playwright.sync_playwright() as session:
         browser = session.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        pages = [browser.new_context(**context).new_page() for _ in range(count)]
+        visitors = browser.new_context(**context)  # one for all: the browser keeps Streamlit's scripts
+        pages = [visitors.new_page() for _ in range(count)]
         for page in pages:
             page.set_default_timeout(PATIENCE)
             page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
@@ -56,8 +59,10 @@ def open_pages(address, count: int, **context):
     assert not problems
 
 
-def wait_until_done(page) -> None:
-    page.get_by_text("Download: one-step student").wait_for()
+def wait_until_done(page, last: str | None = "Download: one-step student") -> None:
+    """Until the text that comes last is there, and the script has ended."""
+    if last:
+        page.get_by_text(last).wait_for()
     page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
 
 
@@ -80,10 +85,10 @@ def send(page, **fields) -> None:
 
 def picture(page, model: str) -> np.ndarray:
     """The pixels of a model's grid, at the size of the images themselves."""
-    element = page.get_by_alt_text(f"by the {model}, seed")
-    content = page.request.get(element.evaluate("image => image.src")).body()
-    shown = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    factor = -(-1100 // (4 * 34 + 2))
+    source = page.get_by_alt_text(f"by the {model}, seed").get_attribute("src")
+    content = base64.b64decode(source.removeprefix("data:image/png;base64,"))
+    shown = np.asarray(Image.open(io.BytesIO(content)))
+    factor = -(-SHOWN_WIDTH // (4 * 34 + 2))
     small = shown[factor // 2 :: factor, factor // 2 :: factor]
     assert (np.kron(small, np.ones((factor, factor, 1), np.uint8)) == shown).all()  # every pixel is a sharp square
     return small
@@ -110,45 +115,72 @@ def test_the_pictures_are_the_models_images(address, folder):
 
 def test_downloads_have_the_bytes_that_the_command_writes(address, tmp_path, run_script):
     with open_page(address) as page:
-        for number in page.get_by_label("Steps", exact=True).all():
-            page.get_by_text("How the teacher is run").click()
-            number.fill("3")
-        generate(page, Seed=4, Images=6)
+        page.get_by_text("How the teacher is run").click()
+        generate(page, Steps=3, Seed=4, Images=6)
         for model in ("teacher", "four-step student", "one-step student"):
             page.get_by_text(f"Download: {model}").click()
             part = page.locator("details").filter(has_text=f"Download: {model}")
             command = shlex.split(part.locator("[data-testid=stCode] code").inner_text())
-            assert command.pop(-2) == "--out"
-            files = {".png": (), "_enlarged.png": ("--enlarge", 8), ".npz": ()}
-            for button, (ending, options) in zip(part.get_by_role("button").all(), files.items(), strict=False):
+            assert command.pop(-2) == "--out" and ("--num-steps 3" in " ".join(command)) == (model == "teacher")
+            for label, ending, options in (
+                ("PNG, pixel for pixel", ".png", ()),
+                ("PNG, enlarged 8 times", "_enlarged.png", ("--enlarge", 8)),
+                ("Arrays with seed and settings (.npz)", ".npz", ()),
+            ):
                 with page.expect_download() as download:
-                    button.click()
+                    part.get_by_role("button", name=label).click()
                 assert download.value.suggested_filename.endswith(f"_seed_4{ending}")
                 out = tmp_path / f"command{ending}"
                 assert run_script(*command[1:-1], *options, "--out", out).status == 0
                 assert download.value.path().read_bytes() == out.read_bytes(), (model, ending)
 
 
-def test_a_narrow_window_shows_everything_in_one_column(address):
-    with open_page(address, viewport={"width": 400, "height": 800}) as page:
-        boxes = [image.bounding_box() for image in page.get_by_alt_text("seed 0").all()]
-        assert len(boxes) == 3 and len({box["x"] for box in boxes}) == 1
-        assert all(box["width"] > 300 and box["x"] + box["width"] <= 400 for box in boxes)
-        assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 400
-
-
-def test_every_page_is_reached_and_works(address):
+def test_the_teachers_images_emerge_from_noise(address):
     with open_page(address) as page:
-        page.get_by_role("link", name="Trajectory").click()
+        page.get_by_text("How the teacher is run").click()
+        send(page, Steps=100, Images=64)
+        page.get_by_alt_text("the one-step student, seed 0").and_(page.get_by_alt_text("64 images")).wait_for()
+        page.get_by_alt_text("still partly noise").wait_for()
+        page.get_by_text("of 100, t = 0.").wait_for()
+        send(page, Steps=1, Images=1)  # a visitor does not have to wait
+        page.get_by_alt_text("1 images of").and_(page.get_by_alt_text("by the teacher")).wait_for()
+        wait_until_done(page)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_every_page_is_reached_and_fits(address, width):
+    with open_page(address, viewport={"width": width, "height": 800}) as page:
+
+        def go_to(title: str) -> None:
+            sidebar = page.get_by_test_id("stExpandSidebarButton")
+            if width == 400 and sidebar.is_visible():  # there it lists the pages, and is closed at first
+                sidebar.click()
+            page.get_by_role("link", name=title).click()
+
+        def assert_fits() -> None:
+            wait_until_done(page, last=None)
+            for image in page.locator("img").all():
+                box = image.bounding_box()
+                assert image.get_attribute("alt") and box["width"] > 100
+                assert box["x"] >= 0 and box["x"] + box["width"] <= width
+            assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= width
+
+        boxes = [image.bounding_box() for image in page.get_by_alt_text("seed 0").all()]
+        assert len(boxes) == 3 and len({box["x"] for box in boxes}) == (3 if width > 400 else 1)
+        assert_fits()
+        go_to("Trajectory")
         page.get_by_alt_text("Path of the one-step student").wait_for()
-        page.get_by_role("slider").press("End")
+        page.get_by_role("slider").last.press("End")
         page.get_by_text("t = 1.00").first.wait_for()
-        page.get_by_role("link", name="Explore").click()
+        assert_fits()
+        go_to("Explore")
         page.get_by_alt_text("Image at 50% of the way").wait_for()
         page.get_by_role("slider").press("End")
         page.get_by_alt_text("Image at 100% of the way").wait_for()
-        page.get_by_role("link", name="Results").click()
+        assert_fits()
+        go_to("Results")
         page.get_by_role("cell", name="teacher").first.wait_for()
+        assert_fits()
 
 
 def test_the_form_is_sent_by_keyboard_alone(address, folder):
