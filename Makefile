@@ -31,7 +31,7 @@ demo: install
 		demo/models/student.safetensors --out demo/comparison.png
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
