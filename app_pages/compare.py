@@ -54,23 +54,26 @@ def main() -> None:
         st.session_state.columns = {}
     columns: dict[str, Column] = st.session_state.columns  # those that are drawn already
 
-    slots = {stage: place.empty() for stage, place in zip(STAGE_NAMES, st.columns(len(STAGE_NAMES)), strict=True)}
+    slots = {}
+    for stage, place in zip(STAGE_NAMES, st.columns(len(STAGE_NAMES)), strict=True):
+        with place:
+            slots[stage] = st.empty(), st.empty()  # for the pictures, and for the facts, which come to be known later
     for stage in list(columns):
         show(slots[stage], request, columns, stage)
     for stage in ("one_step", "four_step", "teacher"):
         if stage in models and stage not in columns:
             settings = models[stage].settings if models[stage].is_student else request.teacher_settings
-            watch = None if models[stage].is_student else progress_in(slots[stage], settings)
+            watch = None if models[stage].is_student else progress_in(slots[stage][0], settings)
             columns[stage] = draw(models[stage], settings, request.seed, request.count, request.classes, watch)
             show(slots[stage], request, columns, stage)
             if stage == "teacher":  # now the students can be compared with it
                 for student in [name for name in columns if name != "teacher"]:
-                    show(slots[student], request, columns, student)
+                    show_facts(slots[student][1], columns, student)
     if "teacher" in columns:
         show_differences(columns)
     for stage in STAGE_NAMES:
         if stage in columns:
-            offer_downloads(columns[stage], request.seed, request.classes, "compare")
+            offer_downloads(columns[stage], request.seed, request.classes)
 
 
 def settings_form(models: dict[str, Checkpoint]) -> tuple[Request, bool]:
@@ -100,7 +103,7 @@ def progress_in(slot: DeltaGenerator, settings: SamplingSettings) -> Callable[[S
 
     def watch(step: Step) -> None:
         nonlocal shown
-        if time.monotonic() - shown < SECONDS_BETWEEN_PICTURES and step.t < 1:
+        if time.monotonic() - shown < SECONDS_BETWEEN_PICTURES or step.t == 1:  # then the images are there
             return
         shown = time.monotonic()
         with picture:
@@ -111,15 +114,22 @@ def progress_in(slot: DeltaGenerator, settings: SamplingSettings) -> Callable[[S
     return watch
 
 
-def show(slot: DeltaGenerator, request: Request, columns: dict[str, Column], stage: str) -> None:
-    column = columns[stage]
+def show(
+    slots: tuple[DeltaGenerator, DeltaGenerator], request: Request, columns: dict[str, Column], stage: str
+) -> None:
     """A model's column: name, images, facts."""
+    column = columns[stage]
     names = [column.checkpoint.class_names[index] for index in request.classes]
     classes = f" of {', '.join(names)}" if names else ""
-    with slot.container():
+    with slots[0].container():
         st.subheader(column.name.capitalize())
         show_images(column.images, f"{request.count} images{classes} by the {column.name}, seed {request.seed}")
-        st.markdown("  \n".join(facts(column, columns.get("teacher"))))
+    show_facts(slots[1], columns, stage)
+
+
+def show_facts(slot: DeltaGenerator, columns: dict[str, Column], stage: str) -> None:
+    """What is known of a model's column by now."""
+    slot.markdown("  \n".join(facts(columns[stage], columns.get("teacher"))))
 
 
 def facts(column: Column, teacher: Column | None) -> list[str]:
@@ -143,6 +153,7 @@ def facts(column: Column, teacher: Column | None) -> list[str]:
 
 
 def guide_facts(checkpoint: Checkpoint) -> list[str]:
+    """The guide's file and what it adds to the bytes, or nothing."""
     if checkpoint.guide is None:
         return []
     return [f"guide: {checkpoint.guide.path.name}, {checkpoint.guide.path.stat().st_size / 1e6:.1f} MB more"]

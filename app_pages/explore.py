@@ -51,6 +51,7 @@ def between_two_seeds(student: Checkpoint) -> None:
 
 
 def new_seeds() -> None:
+    """What the button of this name does."""
     new_seed("from_seed")
     new_seed("to_seed")
 

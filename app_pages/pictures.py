@@ -38,7 +38,7 @@ def picture_url(images: Tensor, columns: int | None = None) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def offer_downloads(column: Column, seed: int, classes: list[int], key: str) -> None:
+def offer_downloads(column: Column, seed: int, classes: list[int]) -> None:
     """The column's images as files, and the command that makes the same files."""
     name = f"{column.checkpoint.stage}_seed_{seed}"
     columns = grid_columns(len(column.images))
@@ -55,7 +55,7 @@ def offer_downloads(column: Column, seed: int, classes: list[int], key: str) -> 
             (f"PNG, enlarged {DOWNLOAD_FACTOR} times", f"{name}_enlarged.png", lambda: grid_file(DOWNLOAD_FACTOR)),
             ("Arrays with seed and settings (.npz)", f"{name}.npz", npz_file),
         ):
-            st.download_button(label, make, file_name, key=f"{key}_{file_name}", on_click="ignore", width="stretch")
+            st.download_button(label, make, file_name, key=f"download_{file_name}", on_click="ignore", width="stretch")
         st.caption(
             f"The same by command; with `--enlarge {DOWNLOAD_FACTOR}` the enlarged picture, with `.npz` the arrays:"
         )

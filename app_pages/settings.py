@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import streamlit as st
 
 from common.checkpoint import Checkpoint
-from common.errors import UserError
 from common.noise import BLOCK_SIZE
 from common.sampling import TEACHER_SETTINGS, SamplingSettings
 from common.solvers import FIXED_STEP_SOLVERS
@@ -92,14 +91,10 @@ def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
             key="guidance_interval",
             persist_state="session",
         )
-    try:
-        return SamplingSettings(
-            solver,
-            num_steps,
-            guidance_scale if can_be_guided else 1.0,
-            tuple(round(time, 2) for time in interval),
-            guide_scale if has_guide else 1.0,
-        )
-    except UserError as error:
-        st.error(f"{error}.")
-        st.stop()
+    return SamplingSettings(
+        solver,
+        num_steps,
+        guidance_scale if can_be_guided else 1.0,
+        tuple(round(time, 2) for time in interval),
+        guide_scale if has_guide else 1.0,
+    )
