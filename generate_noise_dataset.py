@@ -30,7 +30,7 @@ from common.pairs import (
     shard_tensors,
 )
 from common.sampling import TEACHER_SETTINGS, draw_blocks
-from common.solvers import FIXED_STEP_SOLVERS, grid_index
+from common.solvers import FIXED_STEP_SOLVERS, grid_index, time_grid
 from common.unet import count_forward_flop
 
 
@@ -68,7 +68,8 @@ def main() -> None:
         raise UserError(f"{args.teacher} is a {teacher.stage} student: pairs are made by a teacher")
     settings = command_line.sampling_settings(args, teacher, TEACHER_SETTINGS)
     keep_times = TRAJECTORY_TIMES if args.trajectory else ()
-    if None in [grid_index(t, settings.num_steps) for t in keep_times]:
+    times = time_grid(settings.solver, settings.num_steps)
+    if None in [grid_index(t, times) for t in keep_times]:
         raise UserError(
             f"{settings.num_steps} steps do not pass through t = {keep_times}: "
             "choose --num-steps divisible by 4, or --no-trajectory"

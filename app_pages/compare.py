@@ -108,8 +108,7 @@ def progress_in(slot: DeltaGenerator, settings: SamplingSettings) -> Callable[[S
         shown = time.monotonic()
         with picture:
             show_images(step.state, f"The teacher's images at time {step.t:.2f}, still partly noise")
-        made = round(step.t * settings.num_steps)
-        bar.progress(step.t, text=f"step {made} of {settings.num_steps}, t = {step.t:.2f}")
+        bar.progress(step.t, text=f"step {step.number} of {settings.num_steps}, t = {step.t:.2f}")
 
     return watch
 

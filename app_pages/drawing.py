@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import PriorityQueue
 
 import streamlit as st
@@ -60,8 +61,8 @@ def steps_in_network_thread(
     def next_step() -> tuple[Step, float]:
         start = time.perf_counter()
         step = next(steps)
-        state = step.state.cpu()  # waits for a GPU to finish
-        return Step(step.t, state, step.network_calls), time.perf_counter() - start
+        step = replace(step, state=step.state.cpu())  # waits for a GPU to finish
+        return step, time.perf_counter() - start
 
     for _ in range(settings.num_steps):
         yield network_thread().call(0 if checkpoint.is_student else 1, next_step)

@@ -115,7 +115,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, solvers: Iterable[st
     """What is not given on the command line stays None, for `sampling_settings` to fill in."""
     group = parser.add_argument_group("sampling from the teacher")
     group.add_argument("--solver", choices=solvers, help="solver of the ODE (default: edm-heun)")
-    group.add_argument("--num-steps", type=COUNT, help="equal steps of the solver (default: 20)")
+    group.add_argument("--num-steps", type=COUNT, help="steps of the solver (default: 20)")
     group.add_argument(
         "--guidance-scale",
         type=bounded(float, low=0),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.device import Precision
 from common.errors import UserError
 from common.noise import BLOCK_SIZE, sample_noise
-from common.solvers import SOLVERS, integrate, integration_steps
+from common.solvers import SOLVERS, integrate, integration_steps, time_grid
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,8 @@ def draw(
 class Step:
     """Where a batch is after a step of the solver."""
 
+    number: int
+    """1 for the first."""
     t: float
     state: Tensor
     """(N, C, H, W), on the sampler's device."""
@@ -171,9 +173,10 @@ def draw_in_steps(
         with _autocast(precision):
             return velocity(x, t)
 
+    times = time_grid(settings.solver, settings.num_steps)
     states = integration_steps(autocast_velocity, noise, settings.solver, settings.num_steps)
-    for index, state in enumerate(states, start=1):
-        yield Step(index / settings.num_steps, state, velocity.network_calls)
+    for number, state in enumerate(states, start=1):
+        yield Step(number, times[number], state, velocity.network_calls)
 
 
 def _on_device_of(model: nn.Module, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -23,3 +23,18 @@ def test_the_allocator_s_settings_save_page_faults(run_script):
     }
     assert faults["as the project sets it"] < faults["neither setting"]
     assert len(faults) == 4
+
+
+def test_solvers_are_measured_against_many_small_steps(run_script, make_teacher):
+    """With an untrained teacher's smooth velocity: more steps err less, and the reference's own settings not at all."""
+    settings = ["adams:4", "adams:12", "edm-heun:16"]
+    result = run_script(
+        *("benchmarks/solver_error.py", make_teacher(), "--num-steps", 16, "--num-samples", 4, "--settings", *settings)
+    )
+    assert result.status == 0, result.err
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in result.out.splitlines() if line[:1].islower()}
+    errors = {name: float(cells[-1]) for name, cells in rows.items() if name[1].isdigit()}
+    assert errors[("adams", "4")] > errors[("adams", "12")] > errors[("edm-heun", "16")] == 0
+    assert rows[("adams", "12")][0] == "20"  # and 8 of its 12 evaluations lie in the interval
+    refused = run_script("benchmarks/solver_error.py", make_teacher(), "--settings", "magic:4")
+    assert refused.status == 2 and "magic" in refused.err

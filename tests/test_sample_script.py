@@ -47,7 +47,7 @@ def test_sampling_writes_what_was_asked_for(make_teacher, run_script, tmp_path):
     assert np.array_equal(pixels[4:68:2, 4:68:2], saved["arr_0"][0])
 
 
-@pytest.mark.parametrize("solver", ["edm-heun", "heun", "euler", "midpoint", "rk4", "dopri5"])
+@pytest.mark.parametrize("solver", ["adams", "edm-heun", "heun", "euler", "midpoint", "rk4", "dopri5"])
 def test_every_solver_samples_an_unconditional_model(solver, make_teacher, run_script, tmp_path):
     from dataclasses import replace
 

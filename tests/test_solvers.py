@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from common.solvers import FIXED_STEP_SOLVERS, grid_index, integrate
+from common.solvers import FIXED_STEP_SOLVERS, grid_index, integrate, time_grid
 
 MEAN, SPREAD = 1.5, 0.5
 
@@ -39,14 +39,18 @@ def error(solver, num_steps):
     return (integrate(GaussianVelocity(), NOISE, solver, num_steps)[0] - flow_map(NOISE, 1.0)).abs().max().item()
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 3), ("heun", 2), ("edm-heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("midpoint", 3), ("heun", 2), ("edm-heun", 2), ("adams", 2), ("rk4", 4)]
+)
 def test_order_of_convergence_on_the_gaussian_flow(solver, order):
     """The midpoint rule does better than its order here: V_t is quadratic in t, and its leading error term vanishes."""
     measured = math.log2(error(solver, 128) / error(solver, 256))
     assert measured == pytest.approx(order, abs=0.1)
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("edm-heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("edm-heun", 2), ("adams", 2), ("rk4", 4)]
+)
 def test_order_of_convergence_on_the_logistic_equation(solver, order):
     """dx/dt = x (1 - x), whose solution is 1 / (1 + (1/x0 - 1) e^{-t})."""
     start = torch.linspace(0.1, 0.4, 5).double()
@@ -55,7 +59,9 @@ def test_order_of_convergence_on_the_logistic_equation(solver, order):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
-@pytest.mark.parametrize(("solver", "calls_per_step"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(
+    ("solver", "calls_per_step"), [("euler", 1), ("adams", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)]
+)
 def test_velocity_calls(solver, calls_per_step):
     velocity = GaussianVelocity()
     integrate(velocity, NOISE, solver, 7)
@@ -76,6 +82,29 @@ def test_edm_heun_is_heun_but_never_asks_for_the_velocity_at_the_end():
     torch.testing.assert_close(end, before + GaussianVelocity()(before, 0.875) / 8)
 
 
+def test_a_step_of_adams_is_extrapolation_and_then_the_trapezoidal_rule():
+    """Worked out by hand for a velocity that is t^2 whatever the state, on the grid's own times."""
+    times = time_grid("adams", 3)
+    _, (first, second) = integrate(
+        lambda x, t: torch.full_like(x, t**2), torch.zeros(1).double(), "adams", 3, times[1:3]
+    )
+    assert first.item() == pytest.approx(times[1] ** 3 / 2)
+    assert second.item() == pytest.approx(first.item() + (times[2] - times[1]) * (times[1] ** 2 + times[2] ** 2) / 2)
+    (end,) = integrate(lambda x, t: torch.full_like(x, t**2), torch.zeros(1).double(), "adams", 3)[0]
+    extrapolated = times[2] ** 2 + (1 - times[2]) / 2 * (times[2] ** 2 - times[1] ** 2) / (times[2] - times[1])
+    assert end.item() == pytest.approx(second.item() + (1 - times[2]) * extrapolated)
+
+
+def test_the_grid_of_adams_is_denser_at_both_ends_and_keeps_the_quarters():
+    times = time_grid("adams", 20)
+    assert (times[0], times[-1]) == (0, 1)
+    assert [times[index] for index in (5, 10, 15)] == pytest.approx([0.25, 0.5, 0.75], abs=1e-12)
+    steps = torch.tensor(times).diff()
+    assert (steps > 0).all()
+    assert steps[0] < 0.5 / 20 and steps[-1] < 0.5 / 20 and steps.max() < 1.3 / 20
+    assert times == pytest.approx([1 - time for time in reversed(times)])
+
+
 def test_adaptive_solver_reaches_its_tolerance():
     assert error("dopri5", 1) < 1e-4
 
@@ -89,10 +118,11 @@ def test_kept_states_lie_on_the_trajectory(solver):
 
 
 def test_a_time_that_is_not_on_the_grid_is_refused():
-    assert grid_index(0.75, 20) == 15
-    assert grid_index(0.75, 18) is None
-    with pytest.raises(ValueError, match="18 equal steps"):
-        integrate(GaussianVelocity(), NOISE, "euler", 18, keep_times=(0.75,))
+    for solver in ("euler", "adams"):
+        assert grid_index(0.75, time_grid(solver, 20)) == 15
+        assert grid_index(0.75, time_grid(solver, 18)) is None
+        with pytest.raises(ValueError, match="18 steps"):
+            integrate(GaussianVelocity(), NOISE, solver, 18, keep_times=(0.75,))
 
 
 def test_the_adaptive_solver_stays_within_the_flow():

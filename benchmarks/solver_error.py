@@ -1,0 +1,85 @@
+"""With how few network calls a solver ends at the images of many small steps.
+
+    python benchmarks/solver_error.py checkpoints/pretrained/teacher.safetensors \\
+        --guide checkpoints/pretrained/guide.safetensors
+
+Draws the same samples by `--solver` and `--num-steps` (100 steps of `edm-heun`, where nothing is given), and by each of
+`--settings`; prints the network calls and the mean squared error between the two, as a share of the images' variance.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common.command_line import (
+    COUNT,
+    COUNT_OR_ZERO,
+    add_device_arguments,
+    add_sampling_arguments,
+    load_guided,
+    run,
+    sampling_settings,
+)
+from common.device import choose_device, choose_precision, describe_machine
+from common.errors import UserError
+from common.sampling import TEACHER_SETTINGS, SamplingSettings, draw_blocks
+from common.solvers import FIXED_STEP_SOLVERS
+from common.tables import text_table
+
+SETTINGS = [(solver, steps) for steps in (12, 16, 20, 24, 40) for solver in ("adams", "edm-heun")]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--settings", type=solver_and_steps, nargs="+", default=SETTINGS, metavar="SOLVER:STEPS")
+    parser.add_argument("--num-samples", type=COUNT, default=64)
+    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0)
+    add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
+    add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def solver_and_steps(text: str) -> tuple[str, int]:
+    """An argparse type: "adams:20"."""
+    solver, _, steps = text.partition(":")
+    if solver not in FIXED_STEP_SOLVERS:
+        raise argparse.ArgumentTypeError(f"there is no solver {solver!r}: choose from {', '.join(FIXED_STEP_SOLVERS)}")
+    return solver, COUNT(steps)
+
+
+@torch.no_grad()
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    teacher = load_guided(args.teacher, args, device)
+    if teacher.is_student:
+        raise UserError(f"{args.teacher} is a {teacher.stage} student: it has no solver to choose")
+    reference_settings = sampling_settings(args, teacher, replace(TEACHER_SETTINGS, solver="edm-heun", num_steps=100))
+
+    def images(settings: SamplingSettings) -> tuple[Tensor, int]:
+        classes = range(len(teacher.class_names))
+        sampling = (teacher.model, args.seed, 0, args.num_samples, classes, settings)
+        batches = list(draw_blocks(*sampling, precision=precision, guide=teacher.guide_model))
+        return torch.cat([batch.images for batch in batches]), batches[0].network_calls
+
+    reference, calls = images(reference_settings)
+    print(f"{describe_machine(device)}, {precision.name}, torch {torch.__version__}; seed {args.seed}")
+    print(f"{args.num_samples} images against those of {reference_settings.describe()} ({calls} network calls)")
+    rows = []
+    for solver, num_steps in args.settings:
+        drawn, calls = images(replace(reference_settings, solver=solver, num_steps=num_steps))
+        share = ((drawn - reference) ** 2).mean() / reference.var()
+        rows.append((f"{solver} {num_steps}", str(calls), f"{share:.2e}"))
+    print(text_table(("solver", "network calls", "share of variance"), rows))
+
+
+if __name__ == "__main__":
+    run(main)
