@@ -58,9 +58,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._join_groups()
 
 
-def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: int) -> float:
-    """Linear warm-up, constant rate, and over the last `decay_steps` a linear decay that is 0 after the last step."""
-    warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: int, warmed_up_from: int = 0) -> float:
+    """Linear warm-up, constant rate, and over the last `decay_steps` a linear decay that is 0 after the last step.
+
+    `warmed_up_from`: the step at which an optimiser without a memory began.
+    """
+    warm = step - warmed_up_from
+    warmup = (warm + 1) / warmup_steps if warm < warmup_steps else 1.0
     decay = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
     return min(warmup, decay)
 

@@ -28,7 +28,16 @@ from common.optimisation import ema_update, learning_rate_factor, make_optimizer
 from common.run_log import RunLog, draw_loss_curve
 from common.stopping import StopRequest
 from common.training_arguments import check_training_arguments, identifying, recorded
-from common.training_state import STATE_FILE, check_identity, check_schedule, load_training_state
+from common.training_state import (
+    COMPACT_FILE,
+    STATE_FILE,
+    check_averages,
+    check_identity,
+    check_schedule,
+    compact,
+    find_training_state,
+    load_training_state,
+)
 from common.unet import UNet, count_values
 
 
@@ -65,6 +74,7 @@ class Trainer:
         self.header["code_version"] = code_version()  # of the code that runs, whatever is committed meanwhile
 
         self.step = 0
+        self.warmed_up_from = 0
         self.seconds = 0.0
         self.seconds_at_log = 0.0
         self.window: list[list[float]] = []  # the loss and gradient norm of each step since the last logged one
@@ -119,7 +129,7 @@ class Trainer:
                 if time.monotonic() - last_save > 60 * args.save_minutes:
                     self._save()
                     last_save = time.monotonic()
-            self._save()
+            self._save(and_compact=args.compact_state)
 
         log.close()
         draw_loss_curve(log.records, args.out / "loss.png", f"{self.header['stage']} in {args.out.name}")
@@ -128,7 +138,7 @@ class Trainer:
     def _train_step(self) -> Tensor:
         """One step of the optimiser and of the average. Returns the loss and the gradient's norm as a tensor (2,)."""
         args = self.args
-        factor = learning_rate_factor(self.step, args.warmup_steps, args.steps, args.decay_steps)
+        factor = learning_rate_factor(self.step, args.warmup_steps, args.steps, args.decay_steps, self.warmed_up_from)
         for group in self.optimizer.param_groups:
             group["lr"] = args.learning_rate * factor
         self.model.train()
@@ -200,21 +210,26 @@ class Trainer:
         """Goes on from the run's own training state or, where it has none yet, from that of `--branch-from`."""
         args = self.args
         run = args.out
-        if not (run / STATE_FILE).is_file():
+        if not find_training_state(run).is_file():
             if args.branch_from is None:
                 return
             run = args.branch_from
-        state = load_training_state(run / STATE_FILE)
+        state = load_training_state(find_training_state(run))
         check_identity(state, self.identity, run)
         check_schedule(state, args, run)
+        check_averages(state, self.averages, run)
         self.model.load_state_dict(state["model"])
         for decay, average in self.averages.items():
             average.load_state_dict(state["averages"][str(decay)])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
         self.seconds_at_log = state["seconds_at_log"]
+        if state["optimizer"] is None:
+            self.warmed_up_from = self.step
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.warmed_up_from = state.get("warmed_up_from", 0)  # which earlier states do not say
 
-    def _save(self) -> None:
+    def _save(self, and_compact: bool = False) -> None:
         """Writes the EMA weights and the training state, once the steps that they hold are known to be finite."""
         self._look()
         # The state comes last: a run that is finished by its state has its weights.
@@ -227,10 +242,13 @@ class Trainer:
             "seconds": self.seconds,
             "seconds_at_log": self.seconds_at_log,
             "window": self.window,
+            "warmed_up_from": self.warmed_up_from,
             "schedule": [self.args.steps, self.args.decay_steps],
             "identity": self.identity,
         }
         save_tensor_file(self.args.out / STATE_FILE, state)
+        if and_compact:
+            save_tensor_file(self.args.out / COMPACT_FILE, compact(state))
         self._start_clock()
 
     def _save_weights(self, path: Path | None = None) -> None:

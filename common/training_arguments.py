@@ -22,11 +22,15 @@ NOT_RECORDED = {
     "device",
     "compile",
     "snapshot_steps",
+    "compact_state",
 }
 """Arguments that do not change what a run makes, beyond the rounding of another device."""
 
-MAY_CHANGE_ON_RESUME = {*NOT_RECORDED, "steps", "decay_steps", "precision", "data_dir", "teacher", "pairs", "init"}
-"""Arguments that may differ when a run goes on: the schedule is checked by itself, files by their content."""
+MAY_CHANGE_ON_RESUME = {
+    *NOT_RECORDED,
+    *("steps", "decay_steps", "ema_decay", "more_ema_decays", "precision", "data_dir", "teacher", "pairs", "init"),
+}
+"""Arguments that may differ when a run goes on: schedule and averages are checked by themselves, files by content."""
 
 
 def recorded(args: argparse.Namespace) -> dict:
@@ -84,6 +88,12 @@ def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out:
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, default=Path(out), help="folder of the run; the same command resumes it")
     group.add_argument("--branch-from", type=Path, help="start from the training state of the run in this folder")
+    group.add_argument(
+        "--compact-state",
+        action="store_true",
+        help="when the run stops, also write OUT/compact_state.pt: fp16 weights and averages, no optimiser. Where the "
+        "whole state is lost, --branch-from goes on from it, warmed up anew",
+    )
     group.add_argument("--max-minutes", type=POSITIVE, help="pause after so many minutes; run again to go on")
     group.add_argument("--save-minutes", type=POSITIVE, default=5.0, help="minutes between saves")
     group.add_argument("--log-every", type=COUNT, default=50, help="steps between metrics")

@@ -1,6 +1,7 @@
 """What a training run needs to go on, and the checks that it goes on as what it was."""
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from common.errors import UserError
 from common.files import read_tensor_file
 
 STATE_FILE = "training_state.pt"
+COMPACT_FILE = "compact_state.pt"
+"""A training state in a quarter of the bytes: `compact`."""
 
 KEYS = {"model", "averages", "optimizer", "step", "seconds", "seconds_at_log", "window", "schedule", "identity"}
 
@@ -19,6 +22,25 @@ def load_training_state(path: Path) -> dict:
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise UserError(f"{path} is not a training state of this project")
     return state
+
+
+def find_training_state(run: Path) -> Path:
+    """The file in a run's folder from which it goes on: the whole state or, where that is lost, the compact one."""
+    whole, compact = run / STATE_FILE, run / COMPACT_FILE
+    return compact if compact.is_file() and not whole.is_file() else whole
+
+
+def compact(state: dict) -> dict:
+    """The state without the optimiser's, its weights in fp16: small enough to be kept where the state is not.
+
+    A run that goes on from it is warmed up anew, and is not the run that it would have been.
+    """
+
+    def halved(tensors: dict) -> dict:
+        return {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+
+    averages = {decay: halved(average) for decay, average in state["averages"].items()}
+    return {**state, "model": halved(state["model"]), "averages": averages, "optimizer": None}
 
 
 def check_identity(state: dict, identity: dict, run: Path) -> None:
@@ -35,10 +57,19 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
             raise UserError(f"the run in {run} was made with another {name.replace('_', ' ')}: use another --out")
 
 
+def check_averages(state: dict, decays: Collection[float], run: Path) -> None:
+    """A run can go on with some of its averages, but not with one that it has not kept: raises UserError."""
+    kept = [float(decay) for decay in state["averages"]]
+    for decay in decays:
+        if decay not in kept:
+            raise UserError(f"{run} has averages with --ema-decay {', '.join(map(str, kept))}, and none with {decay}")
+
+
 def check_schedule(state: dict, args: argparse.Namespace, run: Path) -> None:
     """The steps that were taken must be those that the schedule asked for now would have taken, too.
 
     Raises UserError where they are not: the run has more steps, or one of the two decays began before where it stands.
+    A compact state is warmed up anew, so that the decay that it comes from does not count.
     """
     step, (steps, decay_steps) = state["step"], state["schedule"]
     if step > args.steps:
@@ -50,7 +81,7 @@ def check_schedule(state: dict, args: argparse.Namespace, run: Path) -> None:
             f"a decay over the last {args.decay_steps} of {args.steps} steps would have begun before step {step}, "
             f"where {run} stands: raise --steps or lower --decay-steps"
         )
-    if step > steps - decay_steps:
+    if step > steps - decay_steps and state["optimizer"] is not None:
         raise UserError(
             f"{run} began its decay at step {steps - decay_steps} and cannot be prolonged: "
             "branch from a run at constant rate (--decay-steps 0) instead"

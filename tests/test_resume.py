@@ -10,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, folder_contents
 
+from common.checkpoint import load_checkpoint
 from common.files import sha256
 from common.presets import NETWORKS
 from common.run_log import read_metrics
+from common.training_state import COMPACT_FILE, STATE_FILE, load_training_state
 
 STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
 STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
@@ -187,6 +190,39 @@ def test_a_time_limit_pauses_and_a_decay_can_be_started_later(commands, run_scri
     assert (
         "more than --steps 12" in run_script(script, *arguments, "--steps", 12, "--out", tmp_path / "trunk").error_line
     )
+
+
+def test_a_run_goes_on_from_a_compact_state_where_the_whole_one_is_lost(commands, run_script, tmp_path):
+    """Half the steps' trunk, with its decay, then a branch of its weights alone: stopped and run again, as ever."""
+    script, *arguments = commands["muon"]
+    trunk = tmp_path / "trunk"
+    first = ("--steps", 12, "--decay-steps", 4, "--compact-state", "--out", trunk)
+    assert run_script(script, *arguments, *first).status == 0
+    whole, compact = (load_training_state(trunk / name) for name in (STATE_FILE, COMPACT_FILE))
+    assert (trunk / COMPACT_FILE).stat().st_size < (trunk / STATE_FILE).stat().st_size / 2
+    weights = compact["model"]["stem.weight"]
+    assert weights.dtype == torch.float16 and torch.allclose(weights.float(), whole["model"]["stem.weight"], rtol=1e-3)
+
+    prolonged = (script, *arguments, "--steps", 24, "--decay-steps", 4, "--branch-from", trunk)
+    assert "cannot be prolonged" in run_script(*prolonged, "--out", tmp_path / "refused").error_line
+    (trunk / STATE_FILE).unlink()
+    assert run_script(*prolonged, "--out", tmp_path / "unbroken").status == 0
+    paused = run_script(*prolonged, "--max-minutes", 1e-5, "--out", tmp_path / "stopped")
+    assert "paused" in paused.out and "step 13 of 24" in paused.out
+    assert run_script(*prolonged, "--out", tmp_path / "stopped").status == 0
+    for name in ("teacher.safetensors", "teacher_ema_0.5.safetensors"):
+        assert sha256(tmp_path / "unbroken" / name) == sha256(tmp_path / "stopped" / name)
+    assert load_checkpoint(tmp_path / "stopped" / "teacher.safetensors").header["step"] == 24
+
+
+def test_a_run_goes_on_with_some_of_its_averages(commands, run_script, tmp_path):
+    script, *arguments = commands["muon"]
+    arguments = [*arguments, "--steps", 12, "--decay-steps", 0, "--out", tmp_path / "run"]
+    assert run_script(script, *arguments, "--max-minutes", 1e-5).status == 0
+    other = run_script(script, *arguments, "--ema-decay", 0.7)
+    assert "averages with --ema-decay 0.9, 0.5, and none with 0.7" in other.error_line
+    assert run_script(script, *arguments, "--ema-decay", 0.5, "--more-ema-decays").status == 0
+    assert load_checkpoint(tmp_path / "run" / "teacher.safetensors").header["ema_decay"] == 0.5
 
 
 def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_path):

@@ -19,6 +19,8 @@ def test_learning_rate_warms_up_stays_and_decays_to_zero():
     assert factors[4:16] == [1.0] * 12
     assert factors[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
     assert learning_rate_factor(20, 4, 20, 5) == 0
+    anew = [learning_rate_factor(step, 4, 20, 5, warmed_up_from=10) for step in range(10, 20)]
+    assert anew == [0.25, 0.5, 0.75, *factors[13:]]
 
 
 def test_prolonging_a_run_without_decay_changes_none_of_its_rates():
