@@ -5,7 +5,8 @@ Writes  --out: a PNG grid, or an .npz with `arr_0` (uint8, N x H x W x 3), `labe
 
 Grid       python sample.py checkpoints/pretrained/teacher.safetensors --num-images 100 --seed 0
 One class  python sample.py checkpoints/pretrained/student.safetensors --classes frog --out frogs.png
-Compare    python sample.py --compare checkpoints/pretrained/{teacher,four_step,student}.safetensors
+Compare    python sample.py --compare checkpoints/pretrained/{teacher,four_step,student}.safetensors \\
+               --guide checkpoints/pretrained/guide.safetensors
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from common import command_line
+from common.checkpoint import Checkpoint
 from common.comparison import comparison_table, describe_samples, draw_column, draw_comparison, require_comparable
 from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
@@ -88,20 +90,32 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
         raise UserError("--compare draws a figure: --out must end in .png")
     checkpoints = [command_line.load_guided(path, args, precision.device) for path in args.compare]
     require_comparable(checkpoints)
-    pair_settings = {
-        checkpoint.header["teacher"]: SamplingSettings(**checkpoint.header["pairs"]["sampling"])
-        for checkpoint in checkpoints
-        if checkpoint.is_student
+    recipes = {
+        checkpoint.header["teacher"]: checkpoint.header["pairs"] for checkpoint in checkpoints if checkpoint.is_student
     }
     classes = command_line.chosen_classes(args.classes, checkpoints[0])
     columns = []
     for checkpoint in tqdm(checkpoints, desc="sampling", unit="model"):
-        base = pair_settings.get(checkpoint.sha256, checkpoint.settings)
+        base, recipe = checkpoint.settings, recipes.get(checkpoint.sha256)
+        if recipe:
+            base = settings_of_pairs(recipe, checkpoint, args)
         settings = command_line.sampling_settings(args, checkpoint, base)
         columns.append(draw_column(checkpoint, settings, args.seed, args.num_images, classes, precision))
     draw_comparison(columns, args.out, images_per_row=args.columns)
     print(comparison_table(columns))
     print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
+
+
+def settings_of_pairs(recipe: dict, teacher: Checkpoint, args: argparse.Namespace) -> SamplingSettings:
+    """Raises UserError where the pairs' guide is not the one that is given, and nothing is said of guidance."""
+    guide = teacher.guide.sha256 if teacher.guide else None
+    if guide != recipe.get("guide") and not command_line.guidance_was_asked_for(args):
+        how = f"with the guide of SHA-256 {recipe['guide'][:12]}..." if recipe.get("guide") else "without a guide"
+        raise UserError(
+            f"the students' pairs were made {how}: run {teacher.path} so (--guide), or say how to guide it "
+            "(--guidance-scale)"
+        )
+    return SamplingSettings(**recipe["sampling"])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/solver_error.py checkpoints/pretrained/teacher.safetensors \\
         --guide checkpoints/pretrained/guide.safetensors
 
-Draws the same samples by `--solver` and `--num-steps` (100 steps of `edm-heun`, where nothing is given), and by each of
-`--settings`; prints the network calls and the mean squared error between the two, as a share of the images' variance.
+Draws the same samples by `--reference` and by each of `--settings`; prints the network calls, and the mean squared
+error between the two as a share of the variance of all the pixels.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from common.command_line import (
     COUNT,
     COUNT_OR_ZERO,
     add_device_arguments,
-    add_sampling_arguments,
+    add_guidance_arguments,
     load_guided,
     run,
     sampling_settings,
@@ -39,11 +39,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("--settings", type=solver_and_steps, nargs="+", default=SETTINGS, metavar="SOLVER:STEPS")
+    parser.add_argument("--reference", type=solver_and_steps, default=("edm-heun", 100), metavar="SOLVER:STEPS")
     parser.add_argument("--num-samples", type=COUNT, default=64)
     parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0)
-    add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
+    add_guidance_arguments(parser)
     add_device_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.solver, args.num_steps = args.reference
+    return args
 
 
 def solver_and_steps(text: str) -> tuple[str, int]:
@@ -62,7 +65,7 @@ def main() -> None:
     teacher = load_guided(args.teacher, args, device)
     if teacher.is_student:
         raise UserError(f"{args.teacher} is a {teacher.stage} student: it has no solver to choose")
-    reference_settings = sampling_settings(args, teacher, replace(TEACHER_SETTINGS, solver="edm-heun", num_steps=100))
+    reference_settings = sampling_settings(args, teacher, TEACHER_SETTINGS)
 
     def images(settings: SamplingSettings) -> tuple[Tensor, int]:
         classes = range(len(teacher.class_names))

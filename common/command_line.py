@@ -114,8 +114,14 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser, solvers: Iterable[str] = SOLVERS) -> None:
     """What is not given on the command line stays None, for `sampling_settings` to fill in."""
     group = parser.add_argument_group("sampling from the teacher")
-    group.add_argument("--solver", choices=solvers, help="solver of the ODE (default: edm-heun)")
+    group.add_argument("--solver", choices=solvers, help="solver of the ODE (default: adams)")
     group.add_argument("--num-steps", type=COUNT, help="steps of the solver (default: 20)")
+    add_guidance_arguments(parser)
+
+
+def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `add_sampling_arguments` adds beside the solver's."""
+    group = parser.add_argument_group("guidance of the teacher")
     group.add_argument(
         "--guidance-scale",
         type=bounded(float, low=0),
@@ -170,6 +176,11 @@ def sampling_was_asked_for(args: argparse.Namespace) -> bool:
     """Whether any setting of `add_sampling_arguments` was given."""
     names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide", "guide_scale")
     return any(getattr(args, name) is not None for name in names)
+
+
+def guidance_was_asked_for(args: argparse.Namespace) -> bool:
+    """Whether a scale of guidance was given."""
+    return args.guidance_scale is not None or args.guide_scale is not None
 
 
 def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> None:

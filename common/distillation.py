@@ -106,14 +106,17 @@ class Distillation:
         return mean_squared(torch.cat([batch.images for batch in drawn]), self.held_out.image).item()
 
     def held_out_report(self, student: UNet) -> str:
-        """The student beside its teacher run with as many and with twice as many Euler steps, guided as the pairs."""
+        """The student beside its teacher run with as many and with twice as many Euler steps.
+
+        Guided as for the pairs, but without their guide, if they had one: its file is not asked for here.
+        """
         steps = STUDENT_SETTINGS[self.stage].num_steps
         variance = variance_around_class_mean(self.held_out.image, self.held_out.labels)
         rows = [(f"student, {steps} step{'s' * (steps > 1)}", student, STUDENT_SETTINGS[self.stage])]
         for num_steps in sorted({steps, 2 * steps}):
-            # Without the guide of the pairs, if they had one: its file is not asked for here.
             settings = replace(self.pairs.settings, solver="euler", num_steps=num_steps, guide_scale=1.0)
-            rows.append((f"teacher, {settings.describe()}", self.teacher.model, settings))
+            unguided = ", without its guide" if self.pairs.settings.needs_guide else ""
+            rows.append((f"teacher, {settings.describe()}{unguided}", self.teacher.model, settings))
         lines = [
             f"mean squared error against the teacher's images, {self.pairs.held_out_count} held-out pairs, "
             "and its share of their variance around the class mean"

@@ -29,7 +29,16 @@ def test_solvers_are_measured_against_many_small_steps(run_script, make_teacher)
     """With an untrained teacher's smooth velocity: more steps err less, and the reference's own settings not at all."""
     settings = ["adams:4", "adams:12", "edm-heun:16"]
     result = run_script(
-        *("benchmarks/solver_error.py", make_teacher(), "--num-steps", 16, "--num-samples", 4, "--settings", *settings)
+        *(
+            "benchmarks/solver_error.py",
+            make_teacher(),
+            "--reference",
+            "edm-heun:16",
+            "--num-samples",
+            4,
+            "--settings",
+            *settings,
+        )
     )
     assert result.status == 0, result.err
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in result.out.splitlines() if line[:1].islower()}
