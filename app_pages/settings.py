@@ -56,7 +56,7 @@ def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
     with st.expander("How the teacher is run"):
         left, middle, right = st.columns(3)
         with left:
-            solver = choice("Solver", list(FIXED_STEP_SOLVERS), "solver")
+            solver = choice("Solver", FIXED_STEP_SOLVERS, "solver", index=FIXED_STEP_SOLVERS.index(default.solver))
         with middle:
             num_steps = number("Steps", 1, MAX_STEPS, default.num_steps, "num_steps")
         with right:

@@ -85,7 +85,6 @@ def measure_pair_generation(model: UNet, num_pairs: int, repeats: int, precision
     x = torch.randn(BLOCK_SIZE, *model.config.image_shape, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(BLOCK_SIZE, device=device) % 10
     half_way = torch.full((BLOCK_SIZE,), 0.5, device=device)
-    doubled = (torch.cat([x, x]), torch.cat([half_way, half_way]), torch.cat([labels, labels]))
     settings = replace(TEACHER_SETTINGS, num_steps=20)
 
     def generate(path):
@@ -94,23 +93,18 @@ def measure_pair_generation(model: UNet, num_pairs: int, repeats: int, precision
         save_tensor_file(path, {"header": {}, **shard_tensors(batches)})
         return batches
 
-    def evaluate(single_calls, double_calls):
+    def evaluate(calls):
         with torch.no_grad(), precision.autocast():
-            for _ in range(num_pairs // BLOCK_SIZE):
-                for _ in range(single_calls):
-                    model(x, half_way, labels)
-                for _ in range(double_calls):
-                    model(*doubled)
+            for _ in range(num_pairs // BLOCK_SIZE * calls):
+                model(x, half_way, labels)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.pt"
         calls = generate(path)[0].network_calls
-        double_calls = calls - (2 * settings.num_steps - 1)  # Heun's evaluations; the last step is Euler's
-        single_calls = calls - 2 * double_calls
         ratios, rates = [], []
         for _ in range(max(3, repeats // 5)):
             generation = seconds(lambda: generate(path), device)
-            ratios.append(seconds(lambda: evaluate(single_calls, double_calls), device) / generation)
+            ratios.append(seconds(lambda: evaluate(calls), device) / generation)
             rates.append(num_pairs / generation)
     print(
         f"pair generation: {statistics.median(rates):.2f} pairs/s at {calls} network calls a pair, "

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common.checkpoint import Checkpoint, load_checkpoint
+from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import run
 from common.files import write_bytes, write_text
 from common.reference import CIFAR10_NAMES
@@ -49,13 +49,16 @@ def main() -> None:
     out = parse_args().out
     results = read_results(ROOT / "docs" / "results.jsonl")
     shipped = [load_checkpoint(path) for path in sorted((ROOT / "checkpoints" / "pretrained").glob("*.safetensors"))]
-    shipped.sort(key=lambda checkpoint: STAGES.index(checkpoint.stage))
+    shipped.sort(key=lambda checkpoint: (is_guide(checkpoint), STAGES.index(checkpoint.stage)))
     hashes = {checkpoint.sha256 for checkpoint in shipped}
+    guides = {
+        checkpoint.sha256: f"checkpoints/pretrained/{GUIDE_NAME}" for checkpoint in shipped if is_guide(checkpoint)
+    }
     current = [result for result in results if result["checkpoint"] in hashes]
     earlier = [result for result in results if result["checkpoint"] not in hashes]
 
     sections = [INTRODUCTION, shipped_section(shipped)]
-    sections += [group_section(group) for group in comparable_groups(current)]
+    sections += [group_section(group, guides) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
     sections += [f"## Earlier: {group_title(group)}\n\n{results_table(group)}" for group in comparable_groups(earlier)]
     sections.append(published_section())
@@ -73,11 +76,15 @@ files (quality 75, 4:2:0 chroma): figures against it are not those of the publis
 originals."""
 
 
+def is_guide(checkpoint: Checkpoint) -> bool:
+    return checkpoint.path.name == GUIDE_NAME
+
+
 def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     rows = [
         (
             f"`{checkpoint.path.name}`",
-            STAGE_NAMES[checkpoint.stage],
+            "the teacher's guide" if is_guide(checkpoint) else STAGE_NAMES[checkpoint.stage],
             f"`{checkpoint.sha256[:12]}`",
             f"{count_values(checkpoint.model):,}",
             f"{checkpoint.path.stat().st_size / 1e6:.2f}",
@@ -90,9 +97,9 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     return f"## What is shipped\n\n{markdown_table(header, rows)}"
 
 
-def group_section(group: Sequence[dict]) -> str:
+def group_section(group: Sequence[dict], guides: dict[str, str]) -> str:
     group = in_reading_order(group)
-    commands = "\n".join(commands_of(group))
+    commands = "\n".join(commands_of(group, guides))
     return (
         f"## {group_title(group)}\n\n{results_table(group)}\n\nMeasured on: {machines_of(group)}. The commands:\n\n"
         f"```bash\n{commands}\n```"
@@ -103,22 +110,22 @@ def results_table(group: Sequence[dict]) -> str:
     return markdown_table(HEADER, table_rows(group))
 
 
-def commands_of(group: Sequence[dict]) -> list[str]:
-    """A command for each way of running, over all the checkpoints that were run so."""
+def commands_of(group: Sequence[dict], guides: dict[str, str]) -> list[str]:
+    """A command for each way of running, over all the checkpoints that were run so. `guides`: files by their hash."""
     files: dict[str, list[str]] = {}
     for result in group:
-        files.setdefault(options_of(result), []).append(f"checkpoints/pretrained/{result['name']}")
+        files.setdefault(options_of(result, guides), []).append(f"checkpoints/pretrained/{result['name']}")
     return [f"python compute_fid.py {' '.join(names)} \\\n    {options}" for options, names in files.items()]
 
 
-def options_of(result: dict) -> str:
+def options_of(result: dict, guides: dict[str, str]) -> str:
     lines = []
     if result["stage"] == "teacher":
         low, high = result["guidance_interval"]
         guidance = f"--guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}"
         lines.append(f"--solver {result['solver']} --num-steps {result['num_steps']} {guidance}")
         if result["guide"]:
-            lines.append(f"--guide GUIDE --guide-scale {result['guide_scale']:g}")
+            lines.append(f"--guide {guides.get(result['guide'], 'GUIDE')} --guide-scale {result['guide_scale']:g}")
     if result["classes"]:
         lines.append("--classes " + " ".join(result["classes"]))
     drawing = f"--batch-size {result['batch_size']} --precision {result['arithmetic']}"
@@ -128,7 +135,8 @@ def options_of(result: dict) -> str:
     if result["reference"] in CIFAR10_NAMES:
         lines.append(f"--reference {result['reference']}")
     else:
-        lines.append(f'--reference FOLDER --reference-name "{result["reference"]}"')
+        kind = "STATISTICS.npz" if result["reference_count"] is None else "FOLDER"
+        lines.append(f'--reference {kind} --reference-name "{result["reference"]}"')
     return " \\\n    ".join(lines)
 
 

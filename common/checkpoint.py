@@ -23,6 +23,8 @@ STUDENT_SETTINGS = {
     "four_step": SamplingSettings(solver="euler", num_steps=4),
 }
 """A student *is* this sampler: x1 = x0 + u(x0, 0), or four such steps of length 1/4."""
+GUIDE_NAME = "guide.safetensors"
+"""The weaker network that a teacher is guided by, where it lies beside the teacher."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from common.solvers import SOLVERS, integrate, integration_steps, time_grid
 class SamplingSettings:
     """How images are drawn from a model; stored in the headers of pairs and students."""
 
-    solver: str = "edm-heun"
+    solver: str = "adams"
     num_steps: int = 20
     guidance_scale: float = 1.0
     """1 is no guidance; w extrapolates the conditional velocity v_c from the unconditional v_0: v_0 + w (v_c - v_0)."""

@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from common.checkpoint import load_checkpoint
+from benchmarks.results_page import options_of
+from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
 from common.results import HEADER, append_result, comparable_groups, fid_curve, read_results, run_of, table_rows
 from common.tables import markdown_table, text_table
@@ -127,10 +128,23 @@ def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
 def test_the_page_shows_what_was_measured_of_the_shipped_models():
     page, lines = (ROOT / "docs/results.md").read_text(), read_results(ROOT / "docs/results.jsonl")
     for path in (ROOT / "checkpoints/pretrained").glob("*.safetensors"):
+        if path.name == GUIDE_NAME:
+            continue
         checkpoint = load_checkpoint(path)
         measured = [line for line in lines if line["checkpoint"] == checkpoint.sha256]
         assert checkpoint.sha256[:12] in page and measured
         assert all(f"| {line['fid']:.2f} |" in page for line in measured)
+
+
+def test_a_command_on_the_page_names_the_shipped_guide_and_what_kind_of_reference():
+    guides = {"d" * 64: "checkpoints/pretrained/guide.safetensors"}
+    guided = result(guide="d" * 64, guide_scale=2.0, guidance_scale=1.0, reference_count=None, reference="all")
+    options = options_of(guided, guides)
+    assert "--guide checkpoints/pretrained/guide.safetensors --guide-scale 2" in options
+    assert '--reference STATISTICS.npz --reference-name "all"' in options
+    assert "--guide GUIDE" in options_of(guided | {"guide": "e" * 64}, guides)
+    plain = options_of(result(), guides)
+    assert "--guide " not in plain and '--reference FOLDER --reference-name "JPEG CIFAR-10"' in plain
 
 
 def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, monkeypatch):

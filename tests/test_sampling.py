@@ -9,6 +9,7 @@ from common.device import Precision
 from common.images import to_uint8
 from common.noise import derive_seed, sample_noise
 from common.sampling import GuidedVelocity, SamplingSettings, balanced_labels, draw, draw_blocks, draw_in_steps
+from common.solvers import time_grid
 
 SHAPE = (3, 8, 8)
 CPU_CLASSES = range(10)
@@ -97,21 +98,24 @@ def test_images_do_not_depend_on_the_batch_size():
     assert torch.equal(repeated, drawn[64])
 
 
-def test_steps_end_at_the_images_that_drawing_at_once_gives():
+@pytest.mark.parametrize(("solver", "num_steps"), [("edm-heun", 4), ("adams", 8)])
+def test_steps_end_at_the_images_that_drawing_at_once_gives(solver, num_steps):
     model = random_network()
     noise, labels = sample_noise(0, 0, 5, model.config.image_shape), balanced_labels(CPU_CLASSES, 0, 5)
-    settings = SamplingSettings("edm-heun", 4, guidance_scale=2.0)
+    settings = SamplingSettings(solver, num_steps, guidance_scale=2.0)
+    times = time_grid(solver, num_steps)[1:]
     for precision in (None, Precision(torch.device("cpu"), "bf16")):
-        whole = draw(model, noise, labels, settings, keep_times=(0.25, 0.5, 0.75), precision=precision)
+        whole = draw(model, noise, labels, settings, keep_times=times[:-1], precision=precision)
         steps = []
         for step in draw_in_steps(model, noise, labels, settings, precision):
             assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")  # between the steps
             steps.append(step)
-        assert [step.t for step in steps] == [0.25, 0.5, 0.75, 1.0]
+        assert [step.t for step in steps] == times
+        assert [step.number for step in steps] == list(range(1, num_steps + 1))
         assert all(
             torch.equal(step.state, state) for step, state in zip(steps, [*whole.states, whole.images], strict=True)
         )
-        assert steps[-1].network_calls == whole.network_calls and steps[0].network_calls == 3
+        assert steps[-1].network_calls == whole.network_calls > steps[0].network_calls
     with pytest.raises(ValueError, match="fixed steps"):
         next(draw_in_steps(model, noise, labels, SamplingSettings("dopri5")))
 
