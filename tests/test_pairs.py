@@ -32,7 +32,7 @@ def test_a_pair_is_the_teachers_image_of_its_noise(generate, make_teacher, tmp_p
     batch = pairs.gather(torch.tensor([3, 17]))
     assert torch.equal(batch.noise[1], sample_noise(0, 17, 1, (3, 32, 32), "pairs")[0])
     assert batch.labels.tolist() == [3, 7]
-    settings = SamplingSettings("edm-heun", 4, guidance_scale=2.0)
+    settings = SamplingSettings("adams", 4, guidance_scale=2.0)
     expected = draw(load_checkpoint(make_teacher()).model, batch.noise, batch.labels, settings, TRAJECTORY_TIMES)
     torch.testing.assert_close(batch.image, expected.images, atol=5e-3, rtol=2e-3)
     torch.testing.assert_close(batch.states, torch.stack(expected.states, dim=1), atol=5e-3, rtol=2e-3)
