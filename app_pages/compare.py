@@ -103,7 +103,10 @@ def progress_in(slot: DeltaGenerator, settings: SamplingSettings) -> Callable[[S
 
     def watch(step: Step) -> None:
         nonlocal shown
-        if time.monotonic() - shown < SECONDS_BETWEEN_PICTURES or step.t == 1:  # then the images are there
+        if step.t == 1:  # the images are there, and take the picture's place; a browser may keep the bar otherwise
+            bar.empty()
+            return
+        if time.monotonic() - shown < SECONDS_BETWEEN_PICTURES:
             return
         shown = time.monotonic()
         with picture:
