@@ -85,11 +85,10 @@ def measure_pair_generation(model: UNet, num_pairs: int, repeats: int, precision
     x = torch.randn(BLOCK_SIZE, *model.config.image_shape, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(BLOCK_SIZE, device=device) % 10
     half_way = torch.full((BLOCK_SIZE,), 0.5, device=device)
-    settings = replace(TEACHER_SETTINGS, num_steps=20)
 
     def generate(path):
         classes = range(10)
-        batches = list(draw_blocks(model, 0, 0, num_pairs, classes, settings, TRAJECTORY_TIMES, precision))
+        batches = list(draw_blocks(model, 0, 0, num_pairs, classes, TEACHER_SETTINGS, TRAJECTORY_TIMES, precision))
         save_tensor_file(path, {"header": {}, **shard_tensors(batches)})
         return batches
 

@@ -28,9 +28,11 @@ NOT_RECORDED = {
 
 MAY_CHANGE_ON_RESUME = {
     *NOT_RECORDED,
-    *("steps", "decay_steps", "ema_decay", "more_ema_decays", "precision", "data_dir", "teacher", "pairs", "init"),
+    *("steps", "decay_steps", "ema_decay", "more_ema_decays"),
+    *("network", "precision", "data_dir", "teacher", "pairs", "init"),
 }
-"""Arguments that may differ when a run goes on: schedule and averages are checked by themselves, files by content."""
+"""Arguments that may differ when a run goes on: the schedule, the averages and the network that comes of all arguments
+are checked by themselves, files by their content."""
 
 
 def recorded(args: argparse.Namespace) -> dict:

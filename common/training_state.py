@@ -11,7 +11,7 @@ from common.files import read_tensor_file
 
 STATE_FILE = "training_state.pt"
 COMPACT_FILE = "compact_state.pt"
-"""A training state in a quarter of the bytes: `compact`."""
+"""A smaller training state: `compact`."""
 
 KEYS = {"model", "averages", "optimizer", "step", "seconds", "seconds_at_log", "window", "schedule", "identity"}
 
@@ -44,7 +44,10 @@ def compact(state: dict) -> dict:
 
 
 def check_identity(state: dict, identity: dict, run: Path) -> None:
-    """A run goes on with the arguments and the data that it began with. Raises UserError where they differ."""
+    """A run goes on with the arguments and the data that it began with. Raises UserError where they differ.
+
+    Arguments of the state that say nothing of a run's identity any more do not count.
+    """
     arguments, earlier = identity["arguments"], state["identity"]["arguments"]
     for name, value in arguments.items():
         if earlier.get(name) != value:
@@ -53,7 +56,7 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
                 "use the same value, or another --out"
             )
     for name, value in identity.items():
-        if state["identity"].get(name) != value:
+        if name != "arguments" and state["identity"].get(name) != value:
             raise UserError(f"the run in {run} was made with another {name.replace('_', ' ')}: use another --out")
 
 

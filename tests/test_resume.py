@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, folder_contents
 
 from common.checkpoint import load_checkpoint
-from common.files import sha256
+from common.files import save_tensor_file, sha256
 from common.presets import NETWORKS
 from common.run_log import read_metrics
 from common.training_state import COMPACT_FILE, STATE_FILE, load_training_state
@@ -204,11 +204,13 @@ def test_a_run_goes_on_from_a_compact_state_where_the_whole_one_is_lost(commands
     assert weights.dtype == torch.float16 and torch.allclose(weights.float(), whole["model"]["stem.weight"], rtol=1e-3)
 
     prolonged = (script, *arguments, "--steps", 24, "--decay-steps", 4, "--branch-from", trunk)
+    assert whole["warmed_up_from"] == 0
     assert "cannot be prolonged" in run_script(*prolonged, "--out", tmp_path / "refused").error_line
     (trunk / STATE_FILE).unlink()
     assert run_script(*prolonged, "--out", tmp_path / "unbroken").status == 0
     paused = run_script(*prolonged, "--max-minutes", 1e-5, "--out", tmp_path / "stopped")
     assert "paused" in paused.out and "step 13 of 24" in paused.out
+    assert load_training_state(tmp_path / "stopped" / STATE_FILE)["warmed_up_from"] == 12
     assert run_script(*prolonged, "--out", tmp_path / "stopped").status == 0
     for name in ("teacher.safetensors", "teacher_ema_0.5.safetensors"):
         assert sha256(tmp_path / "unbroken" / name) == sha256(tmp_path / "stopped" / name)
@@ -225,12 +227,23 @@ def test_a_run_goes_on_with_some_of_its_averages(commands, run_script, tmp_path)
     assert load_checkpoint(tmp_path / "run" / "teacher.safetensors").header["ema_decay"] == 0.5
 
 
+def test_a_state_that_an_earlier_version_identified_by_more_still_goes_on(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    assert run_script(script, *arguments, "--out", tmp_path, "--max-minutes", 1e-5).status == 0
+    state = load_training_state(tmp_path / STATE_FILE)
+    state["identity"]["arguments"]["of_old"] = 1
+    save_tensor_file(tmp_path / STATE_FILE, state)
+    assert run_script(script, *arguments, "--out", tmp_path).status == 0
+
+
 def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_path):
     script, *arguments = commands["teacher"]
     run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
     before = folder_contents(tmp_path / "run")
     result = run_script(script, *arguments, "--out", tmp_path / "run", "--learning-rate", 0.5)
     assert "was made with --learning-rate 0.002, not 0.5" in result.error_line
+    result = run_script(script, *arguments, "--out", tmp_path / "run", "--network", '{"embedding_width": 32}')
+    assert "was made with another network" in result.error_line
     assert folder_contents(tmp_path / "run") == before
 
 
