@@ -1,6 +1,8 @@
 """Stage 4: distil the teacher into a student that makes an image with four network calls.
 
-    x_{t + 1/4} = x_t + 1/4 u(x_t, t),    t = 0, 1/4, 1/2, 3/4
+    x_s = x_t + (s - t) u(x_t, t),    from t to the next s of 0, 1/4, 1/2, 3/4, 1
+
+or between other times, if the pairs hold the teacher's states there.
 
 Reads   the teacher's checkpoint and its noise pairs with trajectories
 Writes  OUT/four_step.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
@@ -17,11 +19,10 @@ from torch import Tensor
 from common import command_line
 from common.distillation import Distillation, student_parser
 from common.errors import UserError
-from common.pairs import TRAJECTORY_TIMES, PairBatch
+from common.pairs import PairBatch
 from common.training import step_generator
 
-STEP_TIMES = torch.tensor([0.0, *TRAJECTORY_TIMES])
-NUM_STEPS = len(STEP_TIMES)
+NUM_STEPS = 4
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +32,13 @@ def parse_args() -> argparse.Namespace:
         type=command_line.FRACTION,
         default=0.5,
         help="share of the batch that starts from states which the student reached itself; 0 is the teacher's alone",
+    )
+    parser.add_argument(
+        "--step-times",
+        type=command_line.FRACTION,
+        nargs=NUM_STEPS - 1,
+        metavar="T",
+        help="where its second to fourth step begin: the nearest of the times that the pairs hold (default: those)",
     )
     return parser.parse_args()
 
@@ -42,12 +50,13 @@ def main() -> int:
     num_teacher = args.batch_size - NUM_STEPS * num_own
     if (num_own == 0) != (args.own_share == 0) or num_teacher < 0:
         raise UserError(f"--batch-size {args.batch_size} is too small for --own-share {args.own_share}")
-    run = Distillation(args, "four_step", pairs_per_step=num_teacher + num_own, needed_times=TRAJECTORY_TIMES)
-    step_times = STEP_TIMES.to(run.device)
+    run = Distillation(args, "four_step", num_teacher + num_own, num_states=NUM_STEPS - 1, state_times=args.step_times)
+    times = torch.tensor(run.settings.times, device=run.device)
 
     def advance(network, state: Tensor, index: Tensor, labels: Tensor | None) -> Tensor:
         """The student's steps `index` (n,), from states (n, C, H, W)."""
-        return state + network(state, step_times[index], labels) / NUM_STEPS
+        length = (times[index + 1] - times[index]).view(-1, 1, 1, 1)
+        return state + length * network(state, times[index], labels)
 
     def loss_on_teacher_states(network, pair: PairBatch, generator: torch.Generator) -> Tensor:
         """From a random one of the teacher's states, the student must reach the next one."""

@@ -1,7 +1,7 @@
 """Stage 2: let the teacher turn noise into images, and keep both: the pairs that teach the students.
 
 Reads   the teacher's checkpoint
-Writes  OUT/pairs_00000.pt, pairs_00001.pt, ...: shards of 1,024 pairs with the teacher's states at t = 1/4, 1/2, 3/4
+Writes  OUT/pairs_00000.pt, pairs_00001.pt, ...: shards of 1,024 pairs with the teacher's states at some times between
 
 The same command, run again, makes the shards that are missing; with more --num-pairs it adds to the set.
 
@@ -30,7 +30,7 @@ from common.pairs import (
     shard_tensors,
 )
 from common.sampling import TEACHER_SETTINGS, draw_blocks
-from common.solvers import FIXED_STEP_SOLVERS, grid_index, time_grid
+from common.solvers import FIXED_STEP_SOLVERS, in_words, nearest_times
 from common.unet import count_forward_flop
 
 
@@ -49,10 +49,12 @@ def parse_args() -> argparse.Namespace:
         help="pairs integrated at a time; larger keeps a GPU busy",
     )
     parser.add_argument(
-        "--trajectory",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help=f"keep the states at t = {TRAJECTORY_TIMES}, which the four-step student needs",
+        "--trajectory-times",
+        type=command_line.FRACTION,
+        nargs="*",
+        metavar="T",
+        default=TRAJECTORY_TIMES,
+        help="keep the states at these times, or the solver's nearest: a four-step student needs three",
     )
     command_line.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
     command_line.add_device_arguments(parser)
@@ -67,13 +69,7 @@ def main() -> None:
     if teacher.is_student:
         raise UserError(f"{args.teacher} is a {teacher.stage} student: pairs are made by a teacher")
     settings = command_line.sampling_settings(args, teacher, TEACHER_SETTINGS)
-    keep_times = TRAJECTORY_TIMES if args.trajectory else ()
-    times = time_grid(settings.solver, settings.num_steps)
-    if None in [grid_index(t, times) for t in keep_times]:
-        raise UserError(
-            f"{settings.num_steps} steps do not pass through t = {keep_times}: "
-            "choose --num-steps divisible by 4, or --no-trajectory"
-        )
+    keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
 
     # Everything that the pairs are a function of.
     recipe = {
@@ -81,7 +77,7 @@ def main() -> None:
         "teacher": teacher.sha256,
         "guide": teacher.guide.sha256 if teacher.guide else None,
         "sampling": settings.to_dict(),
-        "trajectory_times": list(keep_times),
+        "trajectory_times": keep_times,
         "seed": args.seed,
         "precision": precision.name,
         "class_names": teacher.class_names,
@@ -121,7 +117,8 @@ def main() -> None:
             save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
 
     held = sum(read_shard(path)["header"]["count"] for path in shard_paths(args.out))
-    print(f"{args.out} holds {held:,} pairs of {args.teacher}: {settings.describe()}, {precision.name}")
+    states = f"states at t = {in_words(keep_times)}" if keep_times else "no states"
+    print(f"{args.out} holds {held:,} pairs of {args.teacher}: {settings.describe()}, {states}, {precision.name}")
 
 
 if __name__ == "__main__":

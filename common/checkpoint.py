@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +19,7 @@ from common.unet import UNet, UNetConfig
 
 FORMAT = "rectified-flow-distillation/1"
 STAGES = ("teacher", "one_step", "four_step")
-STUDENT_SETTINGS = {
-    "one_step": SamplingSettings(solver="euler", num_steps=1),
-    "four_step": SamplingSettings(solver="euler", num_steps=4),
-}
-"""A student *is* this sampler: x1 = x0 + u(x0, 0), or four such steps of length 1/4."""
+STUDENT_STEPS = {"one_step": 1, "four_step": 4}
 GUIDE_NAME = "guide.safetensors"
 """The weaker network that a teacher is guided by, where it lies beside the teacher."""
 
@@ -48,13 +45,13 @@ class Checkpoint:
 
     @property
     def is_student(self) -> bool:
-        return self.stage in STUDENT_SETTINGS
+        return self.stage in STUDENT_STEPS
 
     @property
     def settings(self) -> SamplingSettings:
         """How a student is run, or how a teacher is run by default."""
         if self.is_student:
-            return STUDENT_SETTINGS[self.stage]
+            return student_settings(self.stage, self.header.get("step_times"))
         return TEACHER_SETTINGS if self.supports_guidance else replace(TEACHER_SETTINGS, guidance_scale=1.0)
 
     @property
@@ -72,6 +69,15 @@ class Checkpoint:
     def supports_guidance(self) -> bool:
         """Classifier-free guidance needs a network that was also trained without labels."""
         return self.stage == "teacher" and bool(self.class_names) and self.header["arguments"]["label_dropout"] > 0
+
+
+def student_settings(stage: str, step_times: Sequence[float] | None = None) -> SamplingSettings:
+    """The sampler that a student is: Euler's steps, x1 = x0 + u(x0, 0) or four, from `step_times` or equally spaced.
+
+    Raises UserError for times that are not those of as many steps.
+    """
+    times = None if step_times is None else tuple(step_times)
+    return SamplingSettings(solver="euler", num_steps=STUDENT_STEPS[stage], step_times=times)
 
 
 def save_checkpoint(path: str | Path, model: UNet, header: dict) -> None:

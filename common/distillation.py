@@ -1,13 +1,14 @@
 """What the two student stages share: their arguments, their start from teacher and pairs, and the held-out report."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from common import command_line
-from common.checkpoint import STUDENT_SETTINGS, load_checkpoint, load_initial_weights, prepare
+from common.checkpoint import load_checkpoint, load_initial_weights, prepare, student_settings
 from common.data import EpochOrder
 from common.device import choose_device, choose_precision
 from common.distances import LOSSES, mean_squared, share_of_variance, variance_around_class_mean
@@ -41,15 +42,23 @@ def student_parser(description: str, out: str) -> argparse.ArgumentParser:
 class Distillation:
     """Teacher, pairs and student of one run, checked against each other."""
 
-    def __init__(self, args: argparse.Namespace, stage: str, pairs_per_step: int, needed_times: tuple[float, ...] = ()):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        stage: str,
+        pairs_per_step: int,
+        num_states: int = 0,
+        state_times: Sequence[float] | None = None,
+    ):
+        """`num_states`: of the trajectory, between noise and image; `state_times`: which, if the pairs hold more."""
         self.args, self.stage = args, stage
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
         self.teacher = load_checkpoint(args.teacher, self.device)
         self.pairs = PairSet(args.pairs, self.device)
         self.pairs.require_teacher(self.teacher)
-        if needed_times:
-            self.pairs.require_times(needed_times)
+        step_times = [0.0, *self.pairs.select_states(num_states, state_times)]
+        self.settings = student_settings(stage, step_times)
         self.distance = LOSSES[args.loss]
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
         self.held_out = self.pairs.held_out()
@@ -77,7 +86,8 @@ class Distillation:
         return self.pairs.training_batch(indices, flips)
 
     def train(self, batch_loss, weights_name: str) -> int:
-        settings = STUDENT_SETTINGS[self.stage]
+        settings = self.settings
+        step_times = {"step_times": list(settings.step_times)} if settings.step_times else {}
         trainer = Trainer(
             self.args,
             self.student,
@@ -92,6 +102,7 @@ class Distillation:
                 "teacher": self.teacher.sha256,
                 "teacher_training_flop": self.teacher.header["training_flop"],
                 **self.pairs.description,
+                **step_times,
             },
         )
         status = trainer.train()
@@ -110,9 +121,9 @@ class Distillation:
 
         Guided as for the pairs, but without their guide, if they had one: its file is not asked for here.
         """
-        steps = STUDENT_SETTINGS[self.stage].num_steps
+        steps = self.settings.num_steps
         variance = variance_around_class_mean(self.held_out.image, self.held_out.labels)
-        rows = [(f"student, {steps} step{'s' * (steps > 1)}", student, STUDENT_SETTINGS[self.stage])]
+        rows = [(f"student, {steps} step{'s' * (steps > 1)}", student, self.settings)]
         for num_steps in sorted({steps, 2 * steps}):
             settings = replace(self.pairs.settings, solver="euler", num_steps=num_steps, guide_scale=1.0)
             unguided = ", without its guide" if self.pairs.settings.needs_guide else ""

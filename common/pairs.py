@@ -9,6 +9,7 @@ A shard is a dictionary of tensors and one `header` of plain values, read with `
 The pairs are a function of the header: what is lost can be made again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from common.data import flip
 from common.errors import UserError
 from common.files import read_tensor_file
 from common.sampling import Generated, SamplingSettings
+from common.solvers import grid_index, in_words, nearest_times
 
 FORMAT = "noise-pairs/1"
 TRAJECTORY_TIMES = (0.25, 0.5, 0.75)
+"""Kept by default: where a four-step student's steps begin and end, beside 0 and 1."""
 SHARD_SIZE = 1024
 HELD_OUT_PAIRS = 512
 """So many first pairs of a set, at most a tenth of it, train nothing; they stay the same when a large set grows."""
@@ -126,6 +129,7 @@ class PairSet:
             if path != shard_path(folder, index) or self.count != index * SHARD_SIZE:
                 raise UserError(f"{folder} lacks pairs before {path.name}: make them with generate_noise_dataset.py")
             self.count += shard["header"]["count"]
+        self.state_columns: list[int] | slice = slice(None)
         self.held_out_count = min(HELD_OUT_PAIRS, self.count // 10)
         if not self.held_out_count:
             raise UserError(f"{folder} holds only {self.count} pairs: a tenth is held out, so make 10 or more")
@@ -162,12 +166,23 @@ class PairSet:
                 f"the network makes images of shape {tuple(image_shape)}"
             )
 
-    def require_times(self, times: tuple[float, ...]) -> None:
-        if tuple(self.header["trajectory_times"]) != times:
+    def select_states(self, count: int, times: Sequence[float] | None = None) -> list[float]:
+        """From now on, batches hold `count` states of each trajectory. Returns the times of these.
+
+        `times`: which, or the nearest to them; without, the pairs must hold as many and no more. Raises UserError where
+        they do not.
+        """
+        held = self.header["trajectory_times"]
+        if len(held) < count:
             raise UserError(
-                f"the pairs in {self.folder} do not hold the trajectory at t = {times}: "
-                "make them with generate_noise_dataset.py --trajectory"
+                f"the pairs in {self.folder} hold {len(held)} states of the trajectory, and {count} are needed: "
+                "make them with generate_noise_dataset.py --trajectory-times"
             )
+        if times is None and len(held) > count > 0:
+            raise UserError(f"the pairs in {self.folder} hold states at t = {in_words(held)}: choose --step-times")
+        chosen = nearest_times(held[:count] if times is None else times, held)
+        self.state_columns = [grid_index(time, held) for time in chosen]
+        return chosen
 
     def training_batch(self, indices: Tensor, flips: Tensor) -> PairBatch:
         """Pairs by their index (n,) among those for training; where `flips` (n,) is true, the pair is mirrored."""
@@ -195,7 +210,7 @@ class PairSet:
             rows = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
             for shard, place in parts:
                 rows[place] = shard[name][indices[place] % SHARD_SIZE]
-            rows = rows.to(self.device)
+            rows = (rows[:, self.state_columns] if name == "states" else rows).to(self.device)
             return rows.float() if rows.is_floating_point() else rows
 
         return PairBatch(*(gather_tensor(name) for name in ("noise", "image", "states", "labels")))

@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+
 Velocity = Callable[[Tensor, float], Tensor]
 """v(x, t): the velocity at states x (N, ...) and one time t in [0, 1] for all of them."""
 
@@ -75,45 +77,64 @@ def grid_index(time: float, times: Sequence[float]) -> int | None:
     return next((index for index, other in enumerate(times) if abs(other - time) < 1e-9), None)
 
 
+def nearest_times(wanted: Sequence[float], times: Sequence[float]) -> list[float]:
+    """For each time that is wanted, the nearest of `times`. Raises UserError where two of them have the same."""
+
+    def nearest_to(time: float) -> float:
+        nearest = min(times, key=lambda other: abs(other - time))
+        return time if abs(nearest - time) < 1e-9 else nearest  # 1/4 is 1/4, whatever the rounding of the grid
+
+    nearest = [nearest_to(time) for time in wanted]
+    if len(set(nearest)) < len(nearest):
+        raise UserError(
+            f"t = {in_words(wanted)} are too close together: the times to choose from are {in_words(times)}"
+        )
+    return nearest
+
+
+def in_words(times: Sequence[float]) -> str:
+    """Times for people, to three decimals."""
+    return ", ".join(f"{time:.3f}".rstrip("0").rstrip(".") for time in times)
+
+
 def integrate(
     velocity: Velocity,
     noise: Tensor,
     solver: str,
-    num_steps: int,
+    times: Sequence[float],
     keep_times: Sequence[float] = (),
 ) -> tuple[Tensor, list[Tensor]]:
-    """Follows the flow from `noise` at t = 0 to t = 1 in `num_steps` steps.
+    """Follows the flow from `noise` at `times[0]` = 0 to `times[-1]` = 1 with a step between each two of `times`.
 
     Returns the states at t = 1 and, in order, those at `keep_times`. The fixed-step solvers keep a time only where
-    their grid holds it exactly (nothing is interpolated). `dopri5` (Dormand and Prince 1980, by torchdiffeq) chooses
-    its own steps and ignores `num_steps`.
+    `times` hold it exactly (nothing is interpolated). `dopri5` (Dormand and Prince 1980, by torchdiffeq) chooses its
+    own steps and ignores `times`.
 
-    Raises ValueError for an unknown solver, or a kept time that is not on the grid.
+    Raises ValueError for an unknown solver, or a kept time that is not among `times`.
     """
     if solver == "dopri5":
         return _integrate_adaptively(velocity, noise, keep_times)
-    times = time_grid(solver, num_steps)
     kept_indices = [grid_index(time, times) for time in keep_times]
     if None in kept_indices:
-        raise ValueError(f"{num_steps} steps do not pass through every one of the times {tuple(keep_times)}")
+        raise ValueError(f"the steps do not pass through every one of the times {tuple(keep_times)}")
 
     x, states = noise, {}
-    for index, x in enumerate(integration_steps(velocity, noise, solver, num_steps), start=1):
+    for index, x in enumerate(integration_steps(velocity, noise, solver, times), start=1):
         if index in kept_indices:
             states[index] = x
     return x, [states[index] for index in kept_indices]
 
 
-def integration_steps(velocity: Velocity, noise: Tensor, solver: str, num_steps: int) -> Iterator[Tensor]:
-    """The states after each of `num_steps` steps. Raises ValueError for other than a fixed-step solver."""
+def integration_steps(velocity: Velocity, noise: Tensor, solver: str, times: Sequence[float]) -> Iterator[Tensor]:
+    """The states at all of `times` but the first. Raises ValueError for other than a fixed-step solver."""
     if solver == "adams":
-        yield from _adams_steps(velocity, noise, time_grid(solver, num_steps))
+        yield from _adams_steps(velocity, noise, times)
         return
     if solver not in RUNGE_KUTTA_STEPS:
         raise ValueError(f"{solver!r} is no solver with fixed steps")
     step, x = RUNGE_KUTTA_STEPS[solver], noise
-    for index in range(num_steps):
-        x = step(velocity, x, index / num_steps, 1 / num_steps)
+    for t, end in pairwise(times):
+        x = step(velocity, x, t, end - t)
         yield x
 
 

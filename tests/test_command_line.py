@@ -181,7 +181,7 @@ def test_impossible_values_are_refused_in_one_line(script, option, value, run_sc
 def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_teacher, image_folder):
     other = make_teacher(seed=9)
     (pipeline / "cut.safetensors").write_bytes((pipeline / MODELS[0]).read_bytes()[:2000])
-    run_script("generate_noise_dataset.py", "--out", "short", "--num-pairs", 20, "--num-steps", 4, "--no-trajectory")
+    run_script("generate_noise_dataset.py", "--out", "short", "--num-pairs", 20, "--num-steps", 4, "--trajectory-times")
     run_script("generate_noise_dataset.py", "--out", "few", "--num-pairs", 5, "--num-steps", 4)
     (pipeline / "folder.png").mkdir()
     data = ("--preset", "tiny", "--data", "folder", "--data-dir")
@@ -203,7 +203,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("distill_student.py", "--pairs", "nowhere", *SHORT), "no noise pairs in nowhere"),
         (("distill_student.py", "--pairs", "few", "--out", "s", *SHORT), "make 10 or more"),
         (("distill_student.py", "--init", other, "--out", "s", *SHORT), "another network"),
-        (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "do not hold the trajectory"),
+        (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "hold 0 states of the trajectory"),
         (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 1), "too small for --own-share"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
         (

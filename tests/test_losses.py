@@ -3,6 +3,8 @@
 All training pairs go into the one step, so that their order does not matter; every network starts as the teacher.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from conftest import random_network
@@ -67,6 +69,29 @@ def test_four_step_student_on_its_own_states(first_record, training_pairs):
         x = x + 0.25 * velocity(x, t, pair.labels)
         losses.append((x - target).square().mean().item())
     assert record["loss"] == pytest.approx(sum(losses) / 4, rel=1e-4)
+
+
+def test_four_step_student_with_steps_of_its_own(first_record, run_script, tmp_path, make_teacher):
+    """Times from the pairs, in the loss, in the checkpoint, and in the sampler that it is."""
+    pairs = tmp_path / "uneven"
+    command = ("--teacher", make_teacher(), "--out", pairs, "--num-pairs", NUM_PAIRS, "--num-steps", 12)
+    times = ("--trajectory-times", 0.4, 0.6, 0.7, 0.9)
+    run_script("generate_noise_dataset.py", *command, "--precision", "fp32", *times)
+    arguments = ("--pairs", pairs, "--batch-size", 4 * NUM_TRAINING, "--own-share", 1, "--step-times", 0.4, 0.7, 0.9)
+    record = first_record("four_step_student.py", *arguments)
+    pair = PairSet(pairs, CPU)
+    times = [0.0, *pair.select_states(3, [0.4, 0.7, 0.9]), 1.0]
+    pair = pair.gather(torch.arange(NUM_PAIRS - NUM_TRAINING, NUM_PAIRS))
+    x, losses = pair.noise, []
+    for (t, end), target in zip(pairwise(times), [*pair.states.unbind(1), pair.image], strict=True):
+        x = x + (end - t) * velocity(x, t, pair.labels)
+        losses.append((x - target).square().mean().item())
+    assert record["loss"] == pytest.approx(sum(losses) / 4, rel=1e-4)
+
+    student = load_checkpoint(tmp_path / "run" / "four_step.safetensors")
+    assert student.header["step_times"] == times[:-1] and student.settings.times == times
+    images = draw(random_network(), pair.noise, pair.labels, student.settings).images
+    torch.testing.assert_close(images, x)
 
 
 def test_four_step_student_on_the_teachers_states(first_record, training_pairs):

@@ -12,6 +12,7 @@ from common.images import to_uint8
 from common.noise import sample_noise
 from common.pairs import TRAJECTORY_TIMES, PairSet, read_shard
 from common.sampling import SamplingSettings, draw
+from common.solvers import time_grid
 
 CPU = torch.device("cpu")
 
@@ -113,12 +114,35 @@ def test_unguidable_and_unconditional_teachers(generate, make_teacher, tmp_path)
     assert PairSet(tmp_path / "unconditional", CPU).gather(torch.tensor([0])).labels is None
 
 
-def test_a_grid_that_misses_the_trajectory_times_is_refused(generate, tmp_path):
-    assert "divisible by 4" in generate("pairs", "--num-steps", 6).error_line
+def test_states_are_kept_at_the_solvers_times_nearest_to_those_asked_for(generate, make_teacher, tmp_path):
+    assert generate("pairs", "--num-steps", 6, "--trajectory-times", 0.8, 0.3).status == 0
+    pairs = PairSet(tmp_path / "pairs", CPU)
+    kept = [time_grid("adams", 6)[index] for index in (2, 5)]
+    assert pairs.header["trajectory_times"] == kept
+    batch = pairs.gather(torch.tensor([3, 17]))
+    settings = SamplingSettings("adams", 6, guidance_scale=2.0)
+    expected = draw(load_checkpoint(make_teacher()).model, batch.noise, batch.labels, settings, kept)
+    torch.testing.assert_close(batch.states, torch.stack(expected.states, dim=1), atol=5e-3, rtol=2e-3)
+
+
+def test_times_that_the_solver_cannot_tell_apart_are_refused(generate, tmp_path):
+    assert "too close together" in generate("pairs", "--num-steps", 3).error_line
     assert not (tmp_path / "pairs").exists()
-    assert generate("pairs", "--num-steps", 6, "--no-trajectory").status == 0
-    with pytest.raises(UserError, match=r"--trajectory"):
-        PairSet(tmp_path / "pairs", CPU).require_times(TRAJECTORY_TIMES)
+
+
+def test_a_student_chooses_among_the_states(generate, tmp_path):
+    generate("pairs", "--num-steps", 8, "--trajectory-times", 0.25, 0.5, 0.6, 0.75)
+    pairs = PairSet(tmp_path / "pairs", CPU)
+    everything = pairs.gather(torch.arange(5))
+    with pytest.raises(UserError, match=r"hold states at t = .*: choose --step-times"):
+        pairs.select_states(3)
+    assert pairs.select_states(3, [0.2, 0.6, 0.8]) == [0.25, pairs.header["trajectory_times"][2], 0.75]
+    assert torch.equal(pairs.gather(torch.arange(5)).states, everything.states[:, [0, 2, 3]])
+    assert pairs.select_states(0) == []
+    assert pairs.gather(torch.arange(5)).states.shape[1] == 0
+    generate("bare", "--trajectory-times")
+    with pytest.raises(UserError, match=r"hold 0 states .* --trajectory-times"):
+        PairSet(tmp_path / "bare", CPU).select_states(3)
 
 
 def test_a_student_cannot_make_pairs(generate, make_teacher, run_script, tmp_path):
