@@ -34,6 +34,13 @@ def parse_args() -> argparse.Namespace:
         help="share of the batch that starts from states which the student reached itself; 0 is the teacher's alone",
     )
     parser.add_argument(
+        "--own-gradient",
+        choices=("step", "path"),
+        default="step",
+        help="how far the gradient goes back from a state that the student reached itself: to the start of its last "
+        "step, or through all steps from the noise",
+    )
+    parser.add_argument(
         "--step-times",
         type=command_line.FRACTION,
         nargs=NUM_STEPS - 1,
@@ -69,14 +76,15 @@ def main() -> int:
         """From where its own steps have led it, the student must find back to the teacher's next state.
 
         This keeps errors from compounding (DAgger, Ross et al. 2011), and it costs nothing extra: every network call of
-        the roll-out is a training example. Gradients stay within a step.
+        the roll-out is a training example. The gradient stays within a step, or goes through the whole path: then a
+        step is also asked to lead to where the later ones do well.
         """
         path, state, losses = pair.path, pair.noise, []
         for step in range(NUM_STEPS):
             index = torch.full((len(pair),), step, device=run.device)
             arrived = advance(network, state, index, pair.labels)
             losses.append(run.distance(arrived, path[:, step + 1]))
-            state = arrived.detach()
+            state = arrived.detach() if args.own_gradient == "step" else arrived
         return torch.stack(losses).mean()
 
     def batch_loss(network, step):

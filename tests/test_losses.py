@@ -71,6 +71,22 @@ def test_four_step_student_on_its_own_states(first_record, training_pairs):
     assert record["loss"] == pytest.approx(sum(losses) / 4, rel=1e-4)
 
 
+@pytest.mark.parametrize("gradient", ["step", "path"])
+def test_the_gradient_of_the_four_step_students_own_states(gradient, first_record, training_pairs):
+    """Within a step, or through the whole path: the norm is logged before clipping."""
+    arguments = ("--batch-size", 4 * NUM_TRAINING, "--own-share", 1, "--own-gradient", gradient)
+    record = first_record("four_step_student.py", *arguments)
+    pair, network = training_pairs, random_network()
+    x, losses = pair.noise, []
+    for t, target in zip((0, 0.25, 0.5, 0.75), [*pair.states.unbind(1), pair.image], strict=True):
+        x = x + 0.25 * network(x, torch.full((len(x),), t), pair.labels)
+        losses.append((x - target).square().mean())
+        x = x.detach() if gradient == "step" else x
+    (sum(losses) / 4).backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in network.parameters()]).norm().item()
+    assert record["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+
+
 def test_four_step_student_with_steps_of_its_own(first_record, run_script, tmp_path, make_teacher):
     """Times from the pairs, in the loss, in the checkpoint, and in the sampler that it is."""
     pairs = tmp_path / "uneven"
