@@ -4,7 +4,7 @@
 
 The page shows what `compute_fid.py --output docs/results.jsonl` measured of the models that are in
 checkpoints/pretrained/ now, by their hash; results of earlier models follow in tables of their own. No figure on it is
-typed by hand but those in docs/published.json, which come from papers.
+typed by hand but those in docs/published.json, which others published.
 """
 
 import argparse
@@ -167,14 +167,14 @@ def published_section() -> str:
             entry["fid"],
             entry["samples"],
             entry["reference"],
-            f"[{entry['source']}]({entry['url']})",
+            f"[{entry['source']}]({entry['url']})" if "url" in entry else entry["source"],
         )
         for entry in published
     ]
     header = ("model", "parameters", "NFE", "FID", "samples", "reference", "source")
     return (
-        "## Published figures\n\nOf other models, from their papers; not by the protocol of the tables above.\n\n"
-        + markdown_table(header, rows)
+        "## Published figures\n\nOf other models, from their authors; not by the protocol of the tables above, whose\n"
+        "reference is JPEG images, and whose samples are as many as each says.\n\n" + markdown_table(header, rows)
     )
 
 
