@@ -16,17 +16,17 @@ import torch.nn.functional as F
 
 from common import command_line, flow
 from common.checkpoint import load_initial_weights, prepare
-from common.data import DATA_SETS, EpochOrder, load_images
+from common.data import EpochOrder, load_images
 from common.device import choose_device, choose_precision
 from common.noise import derive_seed
 from common.pairs import PairSet
-from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, network_changes, network_of
+from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, changes_to, network_of
 from common.previews import preview_grid
 from common.sampling import SamplingSettings
 from common.sources import ImageSource, PairSource
 from common.training import Trainer, step_generator
-from common.training_arguments import add_training_arguments
-from common.unet import UNet
+from common.training_arguments import add_data_arguments, add_training_arguments
+from common.unet import UNet, UNetConfig
 
 PREVIEW_SETTINGS = SamplingSettings(solver="euler", num_steps=20)
 
@@ -39,17 +39,14 @@ def parse_args() -> argparse.Namespace:
     )
 
     parser.add_argument(
-        "--network", type=network_changes, default={}, metavar="JSON", help='changes to it: \'{"skips": "added"}\''
+        "--network",
+        type=changes_to(UNetConfig),
+        default={},
+        metavar="JSON",
+        help='changes to it: \'{"skips": "added"}\'',
     )
 
-    group = parser.add_argument_group("data")
-    group.add_argument("--data", choices=DATA_SETS, default="cifar10", help="data set")
-    group.add_argument("--data-dir", type=Path, default=Path("data"), help="of CIFAR-10, or the image folder itself")
-    group.add_argument("--crop", action="store_true", help="crop an image folder's centres instead of resizing")
-    group.add_argument(
-        "--val-fraction", type=command_line.FRACTION, default=0.1, help="of each class, never trained on"
-    )
-    group.add_argument("--no-flips", action="store_true", help="no horizontal mirroring")
+    group = add_data_arguments(parser)
     group.add_argument("--pairs", type=Path, help="reflow: train on the noise pairs in this folder instead of images")
 
     group = parser.add_argument_group("flow")

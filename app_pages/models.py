@@ -75,9 +75,12 @@ def find_models(folder: Path) -> tuple[dict[str, dict[str, File]], list[str]]:
     problems = []
     for path, file in files_below(folder):
         try:
-            found[stage_of(file)][str(path.relative_to(folder))] = file
+            stage = stage_of(file)
         except UserError as error:
             problems.append(f"{error}.")
+            continue
+        if stage in found:  # a feature network makes no images
+            found[stage][str(path.relative_to(folder))] = file
     for stage, files in found.items():
         usual_name = MADE_BY[stage][1]
 

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from common import __version__
+from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
 from common.files import atomic_write, canonical_json, read_tensor_file, sha256
 from common.sampling import TEACHER_SETTINGS, SamplingSettings
@@ -19,6 +20,8 @@ from common.unet import UNet, UNetConfig
 
 FORMAT = "rectified-flow-distillation/1"
 STAGES = ("teacher", "one_step", "four_step")
+"""Whose models make images."""
+FEATURE_NETWORK = "feature_network"
 STUDENT_STEPS = {"one_step": 1, "four_step": 4}
 GUIDE_NAME = "guide.safetensors"
 """The weaker network that a teacher is guided by, where it lies beside the teacher."""
@@ -80,7 +83,7 @@ def student_settings(stage: str, step_times: Sequence[float] | None = None) -> S
     return SamplingSettings(solver="euler", num_steps=STUDENT_STEPS[stage], step_times=times)
 
 
-def save_checkpoint(path: str | Path, model: UNet, header: dict) -> None:
+def save_checkpoint(path: str | Path, model: nn.Module, header: dict) -> None:
     """Writes weights and header atomically. Equal weights and headers give equal bytes.
 
     `header`: `stage`, `class_names`, `arguments` and `step`, and what else the stage wants to keep, as JSON values.
@@ -97,16 +100,33 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     Raises UserError for a file that is missing, damaged, or not one of this project's checkpoints.
     """
     header = load_header(path)
-    weights = read_tensor_file(path, "checkpoint", load_file)
+    if header["stage"] == FEATURE_NETWORK:
+        raise UserError(f"{path} is a feature network: it looks at images, and makes none")
+    model = _rebuild(path, lambda config: UNet(UNetConfig(**config)), header)
+    if not _is_consistent(header, model.config):
+        raise UserError(f"the header of {path} is incomplete, or contradicts itself")
     content = read_tensor_file(path, "checkpoint", sha256)
+    return Checkpoint(prepare(model, device).eval(), header, Path(path), content)
+
+
+def load_feature_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[Classifier, dict, str]:
+    """The network, rebuilt as by `load_checkpoint` and frozen, its header, and the SHA-256 of the file."""
+    header = load_header(path)
+    if header["stage"] != FEATURE_NETWORK:
+        raise UserError(f"{path} is no feature network: feature_network.py trains one")
+    model = _rebuild(path, lambda config: Classifier(ClassifierConfig(**config)), header)
+    content = read_tensor_file(path, "checkpoint", sha256)
+    return prepare(model, device).eval().requires_grad_(False), header, content
+
+
+def _rebuild(path: str | Path, network_of: Callable[[dict], nn.Module], header: dict) -> nn.Module:
+    weights = read_tensor_file(path, "checkpoint", load_file)
     try:
-        model = UNet(UNetConfig(**header["config"]))
+        model = network_of(header["config"])
         model.load_state_dict(weights, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError):
         raise UserError(f"the weights in {path} do not fit the network that its header describes") from None
-    if not _is_consistent(header, model.config):
-        raise UserError(f"the header of {path} is incomplete, or contradicts itself")
-    return Checkpoint(prepare(model, device).eval(), header, Path(path), content)
+    return model
 
 
 def _is_consistent(header: dict, config: UNetConfig) -> bool:
@@ -121,8 +141,8 @@ def _is_consistent(header: dict, config: UNetConfig) -> bool:
 
 def load_header(path: str | Path) -> dict:
     """What a checkpoint says of itself, without its weights. Raises UserError as `load_checkpoint` does."""
-    header = read_tensor_file(path, "checkpoint", _read_header)
-    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("stage") not in STAGES:
+    header, known = read_tensor_file(path, "checkpoint", _read_header), (*STAGES, FEATURE_NETWORK)
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("stage") not in known:
         raise UserError(f"{path} is not a checkpoint of this project (its header does not say {FORMAT})")
     return header
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -116,6 +117,19 @@ class EpochOrder:
             return self.permutations[epoch]
         generator = torch.Generator().manual_seed(derive_seed("epoch", self.seed, epoch))
         return torch.randperm(self.count, generator=generator)
+
+
+def random_crops(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Images (n, C, H, W), each shifted by up to `padding` pixels in both directions; what comes in is mirrored."""
+    if not padding:
+        return images
+    count, _, height, width = images.shape
+    padded = F.pad(images, [padding] * 4, mode="reflect")
+    shifts = torch.randint(2 * padding + 1, (2, count, 1), generator=generator, device=images.device)
+    rows = shifts[0] + torch.arange(height, device=images.device)
+    columns = shifts[1] + torch.arange(width, device=images.device)
+    samples = torch.arange(count, device=images.device)[:, None, None]
+    return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _load_cifar10(path: Path, image_size: int) -> ImageData:

@@ -38,7 +38,7 @@ from common.training_state import (
     find_training_state,
     load_training_state,
 )
-from common.unet import UNet, count_values
+from common.unet import count_values
 
 
 class Trainer:
@@ -46,20 +46,21 @@ class Trainer:
 
     `batch_loss(network, step)` is the loss of step `step`, as a scalar, under autocast; all of its randomness must be
     derived from the run's seed and `step`. `evaluate(ema_network)` returns what was measured on held-out samples, by
-    name. `preview(ema_network)` returns a picture. `header` goes into the weights' header, and a run is only resumed
-    with the same one. After each of `snapshot_steps`, the EMA weights also go to a file of their own.
+    name. `preview(ema_network)` returns a picture. `model.config.to_dict()` says what the network is. `header` goes
+    into the weights' header, and a run is only resumed with the same one. After each of `snapshot_steps`, the EMA
+    weights also go to a file of their own.
     """
 
     def __init__(
         self,
         args: argparse.Namespace,
-        model: UNet,
+        model: nn.Module,
         precision: Precision,
         weights_name: str,
         batch_loss: Callable[[nn.Module, int], Tensor],
-        evaluate: Callable[[UNet], dict[str, float]],
-        preview: Callable[[UNet], Image.Image],
+        evaluate: Callable[[nn.Module], dict[str, float]],
         header: dict,
+        preview: Callable[[nn.Module], Image.Image] | None = None,
         snapshot_steps: Collection[int] = (),
     ):
         check_training_arguments(args)
@@ -85,7 +86,7 @@ class Trainer:
         self.network = torch.compile(model) if args.compile else model
 
     @property
-    def ema_model(self) -> UNet:
+    def ema_model(self) -> nn.Module:
         return self.averages[self.args.ema_decay].module
 
     def _average(self, decay: float) -> AveragedModel:
@@ -192,7 +193,8 @@ class Trainer:
                 suffix = "" if average.module is self.ema_model else f"_ema_{decay:g}"
                 measured = self.evaluate(average.module.eval())
                 metrics |= {f"{name}{suffix}": value for name, value in measured.items()}
-        save_picture(self.preview(self.ema_model), self.args.out / "previews" / f"step_{self.step:07d}.png")
+        if self.preview:
+            save_picture(self.preview(self.ema_model), self.args.out / "previews" / f"step_{self.step:07d}.png")
         self._start_clock()
         return metrics
 

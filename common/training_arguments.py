@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
+from common.data import DATA_SETS
 from common.errors import UserError
 from common.optimisation import OPTIMIZERS
 
@@ -60,6 +61,17 @@ class Recipe:
     decay_steps: int
     ema_decay: float
     optimizer: str = "adamw"
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Which images to train on, and which of them not. Returns the group, to which a stage can add."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", choices=DATA_SETS, default="cifar10", help="data set")
+    group.add_argument("--data-dir", type=Path, default=Path("data"), help="of CIFAR-10, or the image folder itself")
+    group.add_argument("--crop", action="store_true", help="crop an image folder's centres instead of resizing")
+    group.add_argument("--val-fraction", type=FRACTION, default=0.1, help="of each class, never trained on")
+    group.add_argument("--no-flips", action="store_true", help="no horizontal mirroring")
+    return group
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:

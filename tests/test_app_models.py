@@ -12,7 +12,8 @@ from conftest import SMALL_CONFIG
 from safetensors.torch import load_file, save
 
 from app_pages import models
-from common.checkpoint import load_header
+from common.checkpoint import load_header, save_checkpoint
+from common.classifier import Classifier, ClassifierConfig
 from common.sampling import SamplingSettings
 
 
@@ -27,6 +28,14 @@ def test_the_shipped_models_are_the_first_choice_and_new_ones_are_found(open_app
     app.selectbox(key="model_teacher").set_value("mine/teacher.safetensors").run()
     assert drawn(app)["teacher"].checkpoint.path.parent.name == "mine"
     assert any("another teacher" in text.value for text in app.markdown)
+
+
+def test_a_feature_network_is_passed_over(open_app, model_folder):
+    network = Classifier(ClassifierConfig(num_classes=10, widths=(4, 8)))
+    save_checkpoint(model_folder / "features.safetensors", network, {"stage": "feature_network"})
+    app = open_app()
+    assert not app.error
+    assert "features.safetensors" not in app.selectbox(key="model_teacher").options
 
 
 def test_a_file_that_is_trained_anew_is_loaded_anew(open_app, model_folder, make_teacher):

@@ -24,6 +24,7 @@ STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
 
 
 WEIGHTS = ("teacher.safetensors", "teacher_ema_0.5.safetensors", "student.safetensors", "four_step.safetensors")
+WEIGHTS += ("feature_network.safetensors",)
 
 
 def start(script, *arguments) -> subprocess.Popen:
@@ -56,6 +57,7 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
         "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
         "one_step": ("distill_student.py", *distillation),
         "four_step": ("four_step_student.py", *distillation),
+        "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *STEPS),
     }
 
 
@@ -79,7 +81,7 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert [step for step, _ in losses[0]] == list(range(1, 25))
 
 
-@pytest.mark.parametrize("stage", ["teacher", "muon", "reflow", "one_step", "four_step"])
+@pytest.mark.parametrize("stage", ["teacher", "muon", "reflow", "one_step", "four_step", "features"])
 def test_a_stopped_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp_path):
     """Stopped after 7 steps by Ctrl-C, as the user does it; saved then, though no save was due."""
     script, *arguments = commands[stage]

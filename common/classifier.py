@@ -1,0 +1,83 @@
+"""A small convolutional classifier. What it learns of images is a space in which two of them can be compared.
+
+After the networks of the CIFAR-10 speed runs (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds"): few and wide
+convolutions, pooled early, with batch normalisation and GELU.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Everything that is needed to rebuild the network; stored as JSON in the header of its checkpoint."""
+
+    num_classes: int
+    image_size: int = 32
+    image_channels: int = 3
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    """Channels of the stem, and of each level, which halves the resolution."""
+    convolutions_per_level: int = 2
+    residual: bool = False
+    """Whether what follows a level's first convolution is added to it."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
+        smallest_step = 2 ** (len(self.widths) - 1)
+        if len(self.widths) < 2 or self.convolutions_per_level < 1 or self.image_size % smallest_step:
+            raise ValueError(f"widths {self.widths} at image_size {self.image_size} are no network")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class Level(nn.Module):
+    """Halves the resolution after its first convolution; the others keep what they are given."""
+
+    def __init__(self, in_channels: int, out_channels: int, convolutions: int, residual: bool):
+        super().__init__()
+        channels = [in_channels, *[out_channels] * convolutions]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(first, second, 3, padding=1, bias=False) for first, second in pairwise(channels)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in range(convolutions))
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = entry = F.gelu(self.norms[0](F.max_pool2d(self.convolutions[0](x), 2)))
+        for convolution, norm in zip(self.convolutions[1:], self.norms[1:], strict=True):
+            x = F.gelu(norm(convolution(x)))
+        return entry + x if self.residual and len(self.norms) > 1 else x
+
+
+class Classifier(nn.Module):
+    """Logits of the classes of an image, and on the way there its features."""
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        self.config = config
+        stem, *widths = config.widths
+        self.stem = nn.Conv2d(config.image_channels, stem, 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(before, width, config.convolutions_per_level, config.residual)
+            for before, width in pairwise(config.widths)
+        )
+        self.head = nn.Linear(widths[-1], config.num_classes)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Of images in [-1, 1]: maps (N, widths[k], image_size / 2^k, ...) after the stem (k = 0) and each level."""
+        maps = [F.gelu(self.stem(images))]
+        for level in self.levels:
+            maps.append(level(maps[-1]))
+        return maps
+
+    def embedding(self, images: Tensor) -> Tensor:
+        """(N, widths[-1]): the last map's largest value in each channel, from which the head tells the classes."""
+        return self.features(images)[-1].amax(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) in fp32 of images (N, C, H, W) in [-1, 1]."""
+        return self.head(self.embedding(images)).float()

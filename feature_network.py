@@ -1,0 +1,132 @@
+"""Optional stage: train a small classifier on the images; its features tell the students how pictures differ.
+
+Reads   an image data set
+Writes  OUT/feature_network.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, tensorboard/
+
+Smoke   python feature_network.py --data shapes --steps 20 --warmup-steps 5 --decay-steps 5
+Full    python feature_network.py
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import command_line
+from common.checkpoint import prepare
+from common.classifier import Classifier, ClassifierConfig
+from common.data import EpochOrder, load_images, random_crops, split_held_out
+from common.device import choose_device, choose_precision
+from common.errors import UserError
+from common.noise import derive_seed
+from common.pairs import random_flips
+from common.presets import FEATURE_RECIPE, changed, changes_to
+from common.training import Trainer, step_generator
+from common.training_arguments import add_data_arguments, add_training_arguments
+
+TASKS = ("classes", "rotation")
+QUARTER_TURNS = 4
+CHUNK = 250
+LABEL_SMOOTHING = 0.2
+
+
+def parse_args() -> argparse.Namespace:
+    parser = command_line.ArgumentParser(__doc__)
+    parser.add_argument(
+        "--network",
+        type=changes_to(ClassifierConfig),
+        default={},
+        metavar="JSON",
+        help="changes to the network: '{\"widths\": [48, 96, 192]}'",
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default="classes",
+        help="what it learns to tell: the images' classes or, for images of one class, by which quarter turn they are "
+        "rotated",
+    )
+    add_data_arguments(parser)
+    parser.add_argument("--crop-padding", type=command_line.COUNT_OR_ZERO, default=2, help="pixels to shift images by")
+    add_training_arguments(parser, FEATURE_RECIPE, out="checkpoints/feature_network")
+    command_line.add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+
+    # Data
+    data = load_images(args.data, args.data_dir, ClassifierConfig.image_size, args.crop)
+    if args.task == "classes" and len(data.class_names) < 2:
+        raise UserError(f"the images in {args.data_dir} are all of one class: --task rotation needs no classes")
+    training, held_out = (part.to(device) for part in split_held_out(data, args.val_fraction))
+    if not len(training):
+        raise UserError("there are no images to train on: lower --val-fraction or add images")
+    order = EpochOrder(len(training), args.batch_size, args.seed)
+
+    # Model
+    torch.manual_seed(derive_seed("weights", args.seed))
+    num_classes = len(data.class_names) if args.task == "classes" else QUARTER_TURNS
+    model = prepare(Classifier(changed(ClassifierConfig(num_classes), args.network, "the classifier")), device)
+
+    # Loss
+    def question(images: Tensor, labels: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """What is shown (n, C, H, W), and what must be told of it (n,). `turns` (n,): for the task of rotation."""
+        return (images, labels) if args.task == "classes" else (rotated(images, turns), turns)
+
+    def batch_loss(network, step):
+        generator = step_generator(args.seed, step, device)
+        indices = order.indices(step).to(device)
+        images, labels = training.batch(indices, random_flips(len(indices), not args.no_flips, generator))
+        images = random_crops(images, args.crop_padding, generator)
+        turns = torch.randint(QUARTER_TURNS, (len(images),), generator=generator, device=device)
+        images, answers = question(images, labels, turns)
+        return F.cross_entropy(network(images), answers, label_smoothing=LABEL_SMOOTHING)
+
+    def evaluate(network):
+        """Cross-entropy and accuracy on the held-out images, as they are."""
+        loss, correct = 0.0, 0
+        for indices in torch.arange(len(held_out), device=device).split(CHUNK):
+            images, labels = held_out.batch(indices, torch.zeros(len(indices), dtype=torch.bool, device=device))
+            images, answers = question(images, labels, indices % QUARTER_TURNS)
+            logits = network(images)
+            loss += F.cross_entropy(logits, answers, reduction="sum").item()
+            correct += (logits.argmax(dim=1) == answers).sum().item()
+        count = len(held_out)
+        return {"held_out_loss": loss / count, "held_out_accuracy": correct / count} if count else {}
+
+    # Training
+    trainer = Trainer(
+        args,
+        model,
+        precision,
+        weights_name="feature_network.safetensors",
+        batch_loss=batch_loss,
+        evaluate=evaluate,
+        header={
+            "stage": "feature_network",
+            "class_names": data.class_names,
+            "images_sha256": data.sha256(),
+            "num_images": len(training),
+        },
+    )
+    status = trainer.train()
+    if status == 0 and len(held_out):
+        with torch.no_grad(), precision.autocast():
+            accuracy = evaluate(trainer.ema_model.eval())["held_out_accuracy"]
+        print(f"{accuracy:.2%} of {len(held_out):,} held-out images are told right")
+    return status
+
+
+def rotated(images: Tensor, turns: Tensor) -> Tensor:
+    """Each image (N, C, size, size) by its number of quarter turns (N,) (Gidaris et al. 2018)."""
+    every = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(QUARTER_TURNS)])
+    return every[turns, torch.arange(len(images), device=images.device)]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,104 @@
+"""The feature network: its stage through the command line, and the pieces that it brings."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import folder_contents
+from PIL import Image
+
+from common.checkpoint import load_checkpoint, load_feature_network
+from common.classifier import Classifier, ClassifierConfig
+from common.data import load_images, random_crops, split_held_out
+from common.errors import UserError
+from common.images import to_float
+from common.run_log import read_metrics
+
+SMALL = ("--network", '{"widths": [8, 16, 16]}', "--batch-size", 50, "--warmup-steps", 5)
+
+
+@pytest.fixture
+def train(run_script, tmp_path):
+    def run(images, *arguments, steps=40):
+        data = ("--data", "folder", "--data-dir", images, "--steps", steps, "--decay-steps", steps // 2)
+        result = run_script("feature_network.py", *data, *SMALL, "--out", tmp_path / "features", *arguments)
+        return result, tmp_path / "features" / "feature_network.safetensors"
+
+    return run
+
+
+@pytest.fixture
+def one_class(image_folder, tmp_path):
+    folder = tmp_path / "things" / "all"
+    folder.mkdir(parents=True)
+    for index, path in enumerate(sorted(image_folder.glob("*/*"))[:40]):
+        Image.open(path).save(folder / f"{index:03}.png")
+    return folder.parent
+
+
+def test_its_accuracy_is_that_of_its_file_on_the_held_out_images(train, image_folder, tmp_path):
+    """And better than chance after a few steps: drawn shapes of ten kinds, a quarter of each held out."""
+    result, path = train(image_folder, "--val-fraction", 0.25, "--precision", "fp32")
+    assert result.status == 0, result.err
+    network, header, _ = load_feature_network(path)
+    assert header["stage"] == "feature_network" and not any(p.requires_grad for p in network.parameters())
+    _, held_out = split_held_out(load_images("folder", image_folder), 0.25)
+    right = (network(to_float(held_out.images)).argmax(1) == held_out.labels).double().mean().item()
+    logged, record = read_metrics(tmp_path / "features" / "metrics.jsonl")[-2:]
+    assert record["held_out_accuracy"] == pytest.approx(right)
+    assert f"{right:.2%} of {len(held_out):,} held-out images" in result.out
+    assert logged["loss"] < 2.3  # of guessing: log 10
+
+
+def test_one_class_has_nothing_to_tell_apart_but_can_be_turned(train, one_class, tmp_path):
+    result, _ = train(one_class)
+    assert result.status == 1 and "--task rotation" in result.error_line
+    assert not (tmp_path / "features").exists()
+    result, path = train(one_class, "--task", "rotation", steps=10)
+    assert result.status == 0, result.err
+    assert load_feature_network(path)[0].config.num_classes == 4
+
+
+def test_a_feature_network_makes_no_images(train, image_folder, run_script, tmp_path, make_teacher):
+    _, path = train(image_folder, steps=10)
+    before = folder_contents(tmp_path)
+    assert "looks at images, and makes none" in run_script("sample.py", path, "--out", tmp_path / "x.png").error_line
+    assert folder_contents(tmp_path) == before
+    with pytest.raises(UserError, match="is no feature network"):
+        load_feature_network(make_teacher())
+    with pytest.raises(UserError, match="feature network"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_features_of_a_level_are_convolutions_pooled_and_normalised(residual):
+    """The second level, written out; in evaluation, with statistics that matter."""
+    torch.manual_seed(0)
+    network = Classifier(ClassifierConfig(num_classes=3, widths=(8, 16, 24), residual=residual)).eval()
+    level = network.levels[1]
+    for norm in level.norms:
+        torch.nn.init.normal_(norm.running_mean)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    images = torch.randn(2, 3, 32, 32)
+    stem, first, second = network.features(images)
+    assert [tuple(map_.shape[1:]) for map_ in (stem, first, second)] == [(8, 32, 32), (16, 16, 16), (24, 8, 8)]
+
+    def normalised(x, norm):
+        return (x - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()
+
+    pooled = F.max_pool2d(F.conv2d(first, level.convolutions[0].weight, padding=1), 2)
+    entry = F.gelu(normalised(pooled, level.norms[0]))
+    out = F.gelu(normalised(F.conv2d(entry, level.convolutions[1].weight, padding=1), level.norms[1]))
+    torch.testing.assert_close(second, out + entry if residual else out)
+    logits = second.flatten(2).max(2).values @ network.head.weight.T + network.head.bias
+    torch.testing.assert_close(network(images), logits)
+
+
+def test_crops_are_windows_of_the_mirrored_image():
+    images = torch.rand(256, 3, 8, 8)
+    crops = random_crops(images, 2, torch.Generator().manual_seed(0))
+    padded = F.pad(images, [2] * 4, mode="reflect")
+    windows = padded.unfold(2, 8, 1).unfold(3, 8, 1)  # (n, C, 5, 5, 8, 8)
+    equal = (windows == crops[:, :, None, None]).all(dim=(1, 4, 5)).flatten(1)
+    assert equal.any(dim=1).all()
+    assert equal.any(dim=0).all()  # every one of the 25 shifts is met
+    assert random_crops(images, 0, torch.Generator()) is images
