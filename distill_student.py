@@ -30,7 +30,7 @@ def main() -> int:
         """One Euler step across the whole flow must land on the teacher's image (Liu et al. 2022, section 2.2)."""
         pair = run.batch(step, step_generator(args.seed, step, run.device))
         start = torch.zeros(len(pair.noise), device=run.device)
-        return run.distance(pair.noise + network(pair.noise, start, pair.labels), pair.image)
+        return run.image_distance(pair.noise + network(pair.noise, start, pair.labels), pair.image).mean()
 
     return run.train(batch_loss, "student.safetensors")
 

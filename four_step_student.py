@@ -65,12 +65,14 @@ def main() -> int:
         length = (times[index + 1] - times[index]).view(-1, 1, 1, 1)
         return state + length * network(state, times[index], labels)
 
-    def loss_on_teacher_states(network, pair: PairBatch, generator: torch.Generator) -> Tensor:
-        """From a random one of the teacher's states, the student must reach the next one."""
+    def loss_on_teacher_states(network, pair: PairBatch) -> Tensor:
+        """From one of the teacher's states, the student must reach the next; a quarter of the pairs for each step."""
         rows = torch.arange(len(pair), device=run.device)
-        index = torch.randint(NUM_STEPS, (len(pair),), generator=generator, device=run.device)
-        path = pair.path
-        return run.distance(advance(network, path[rows, index], index, pair.labels), path[rows, index + 1])
+        index = rows % NUM_STEPS
+        path, last = pair.path, index == NUM_STEPS - 1
+        arrived, target = advance(network, path[rows, index], index, pair.labels), path[rows, index + 1]
+        distances = run.distance(arrived[~last], target[~last]), run.image_distance(arrived[last], target[last])
+        return torch.cat(distances)
 
     def loss_on_own_states(network, pair: PairBatch) -> Tensor:
         """From where its own steps have led it, the student must find back to the teacher's next state.
@@ -83,19 +85,20 @@ def main() -> int:
         for step in range(NUM_STEPS):
             index = torch.full((len(pair),), step, device=run.device)
             arrived = advance(network, state, index, pair.labels)
-            losses.append(run.distance(arrived, path[:, step + 1]))
+            distance = run.image_distance if step == NUM_STEPS - 1 else run.distance
+            losses.append(distance(arrived, path[:, step + 1]))
             state = arrived.detach() if args.own_gradient == "step" else arrived
-        return torch.stack(losses).mean()
+        return torch.cat(losses)
 
     def batch_loss(network, step):
         generator = step_generator(args.seed, step, run.device)
         pair = run.batch(step, generator)
         losses = []
         if num_teacher:
-            losses.append(loss_on_teacher_states(network, pair[:num_teacher], generator) * num_teacher)
+            losses.append(loss_on_teacher_states(network, pair[:num_teacher]))
         if num_own:
-            losses.append(loss_on_own_states(network, pair[num_teacher:]) * NUM_STEPS * num_own)
-        return sum(losses) / args.batch_size
+            losses.append(loss_on_own_states(network, pair[num_teacher:]))
+        return torch.cat(losses).mean()
 
     return run.train(batch_loss, "four_step.safetensors")
 

@@ -3,7 +3,10 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from common.classifier import Classifier
 
 PSEUDO_HUBER_SOFTENING = 0.00054
 
@@ -13,17 +16,47 @@ def mean_squared(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().mean()
 
 
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """The mean of each sample's squared differences (N,)."""
+    return (prediction - target).square().flatten(1).mean(dim=1)
+
+
 def pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
-    """sqrt(|d|^2 + c^2) - c of each sample's difference d (Song and Dhariwal 2023, section 3.3), averaged, a scalar.
+    """sqrt(|d|^2 + c^2) - c of each sample's difference d (Song and Dhariwal 2023, section 3.3), (N,).
 
     Less drawn to outliers than the squared error. With their c = 0.00054 sqrt(D), and divided by sqrt(D), where D is
     the number of values in a sample, so that the scale does not depend on the image size.
     """
-    per_sample = (prediction - target).square().flatten(1).mean(dim=1)
-    return (torch.sqrt(per_sample + PSEUDO_HUBER_SOFTENING**2) - PSEUDO_HUBER_SOFTENING).mean()
+    return torch.sqrt(squared_error(prediction, target) + PSEUDO_HUBER_SOFTENING**2) - PSEUDO_HUBER_SOFTENING
 
 
-LOSSES = {"l2": mean_squared, "pseudo-huber": pseudo_huber}
+PIXEL_LOSSES = {"l2": squared_error, "pseudo-huber": pseudo_huber}
+
+
+class FeatureDistance:
+    """How differently a feature network sees two pictures.
+
+    At each position of each of its maps, the squared difference of the two vectors of channels, both of unit length;
+    averaged over positions, then maps. This is LPIPS (Zhang et al. 2018, equation 1) without its learned weights.
+    """
+
+    def __init__(self, network: Classifier):
+        self.network = network
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Of images (N, C, H, W) in [-1, 1], values (N,) in [0, 4], with a gradient for `prediction` alone."""
+        with torch.no_grad():
+            expected = [unit_length(features) for features in self.network.features(target)]
+        seen = [unit_length(features) for features in self.network.features(prediction)]
+        distances = [
+            (ours - theirs).square().sum(dim=1).mean(dim=(1, 2)) for ours, theirs in zip(seen, expected, strict=True)
+        ]
+        return torch.stack(distances).mean(dim=0)
+
+
+def unit_length(features: Tensor) -> Tensor:
+    """The vector of channels at each position of a map (N, C, H, W), in fp32, at length 1."""
+    return F.normalize(features.float(), dim=1, eps=1e-6)
 
 
 def variance_around_class_mean(images: Tensor, labels: Tensor | None) -> float:

@@ -6,12 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common import command_line
-from common.checkpoint import load_checkpoint, load_initial_weights, prepare, student_settings
+from common.checkpoint import (
+    load_checkpoint,
+    load_feature_network,
+    load_initial_weights,
+    prepare,
+    student_settings,
+)
 from common.data import EpochOrder
 from common.device import choose_device, choose_precision
-from common.distances import LOSSES, mean_squared, share_of_variance, variance_around_class_mean
+from common.distances import (
+    PIXEL_LOSSES,
+    FeatureDistance,
+    mean_squared,
+    pseudo_huber,
+    share_of_variance,
+    variance_around_class_mean,
+)
 from common.noise import BLOCK_SIZE, derive_seed
 from common.pairs import PairBatch, PairSet, random_flips
 from common.presets import NETWORKS, STUDENT_RECIPE
@@ -32,7 +46,19 @@ def student_parser(description: str, out: str) -> argparse.ArgumentParser:
     group.add_argument("--pairs", type=Path, default=Path("noise_pairs"), help="folder of stage 2, by the same teacher")
     group.add_argument("--preset", choices=NETWORKS, help="another network than the teacher's, from random weights")
     group.add_argument("--init", type=Path, help="start from this checkpoint's weights (default: the teacher's)")
-    group.add_argument("--loss", choices=LOSSES, default="l2", help="distance to the teacher")
+    group.add_argument(
+        "--loss",
+        choices=(*PIXEL_LOSSES, "features"),
+        default="l2",
+        help="distance to the teacher; features: pseudo-huber, and for images the distance of their features",
+    )
+    group.add_argument(
+        "--feature-network",
+        type=Path,
+        default=Path("checkpoints/feature_network/feature_network.safetensors"),
+        help="for --loss features: checkpoint of feature_network.py",
+    )
+    group.add_argument("--feature-weight", type=command_line.POSITIVE, default=0.2, help="of the features' distance")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
     add_training_arguments(parser, STUDENT_RECIPE, out)
     command_line.add_device_arguments(parser)
@@ -59,10 +85,26 @@ class Distillation:
         self.pairs.require_teacher(self.teacher)
         step_times = [0.0, *self.pairs.select_states(num_states, state_times)]
         self.settings = student_settings(stage, step_times)
-        self.distance = LOSSES[args.loss]
+        self.header = {
+            "stage": stage,
+            "class_names": self.teacher.class_names,
+            "teacher": self.teacher.sha256,
+            "teacher_training_flop": self.teacher.header["training_flop"],
+            **self.pairs.description,
+        }
+        if self.settings.step_times:
+            self.header["step_times"] = list(self.settings.step_times)
+        self.distance = PIXEL_LOSSES.get(args.loss, pseudo_huber)
+        self.feature_distance = self._load_feature_distance() if args.loss == "features" else None
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
         self.held_out = self.pairs.held_out()
         self.student = self._start()
+
+    def _load_feature_distance(self) -> FeatureDistance:
+        network, header, content = load_feature_network(self.args.feature_network, self.device)
+        self.pairs.require_shape((network.config.image_channels, network.config.image_size, network.config.image_size))
+        self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
+        return FeatureDistance(network)
 
     def _start(self) -> UNet:
         teacher_config = self.teacher.model.config
@@ -79,6 +121,13 @@ class Distillation:
             student.load_state_dict(self.teacher.model.state_dict())
         return prepare(student, self.device)
 
+    def image_distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(n,) of images (n, C, H, W), as `distance` is of any states; of features, too, if that was asked for."""
+        distance = self.distance(prediction, target)
+        if self.feature_distance:
+            distance = distance + self.args.feature_weight * self.feature_distance(prediction, target)
+        return distance
+
     def batch(self, step: int, generator: torch.Generator) -> PairBatch:
         """The training pairs of a step; noise, states and image of a pair are mirrored together or not at all."""
         indices = self.order.indices(step)
@@ -87,7 +136,6 @@ class Distillation:
 
     def train(self, batch_loss, weights_name: str) -> int:
         settings = self.settings
-        step_times = {"step_times": list(settings.step_times)} if settings.step_times else {}
         trainer = Trainer(
             self.args,
             self.student,
@@ -96,14 +144,7 @@ class Distillation:
             batch_loss,
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),
-            header={
-                "stage": self.stage,
-                "class_names": self.teacher.class_names,
-                "teacher": self.teacher.sha256,
-                "teacher_training_flop": self.teacher.header["training_flop"],
-                **self.pairs.description,
-                **step_times,
-            },
+            header=self.header,
         )
         status = trainer.train()
         if status == 0:  # who asked the run to stop is not kept waiting for the report

@@ -3,6 +3,7 @@
 All training pairs go into the one step, so that their order does not matter; every network starts as the teacher.
 """
 
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 from conftest import random_network
 
 from common import flow
-from common.checkpoint import load_checkpoint
-from common.distances import pseudo_huber, variance_around_class_mean
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.classifier import Classifier, ClassifierConfig
+from common.data import EpochOrder
+from common.distances import FeatureDistance, pseudo_huber, variance_around_class_mean
+from common.files import sha256
 from common.pairs import PairSet
 from common.run_log import read_metrics
 from common.sampling import SamplingSettings, draw
@@ -56,7 +60,7 @@ def test_one_step_student(loss, first_record, training_pairs):
     record = first_record("distill_student.py", "--batch-size", NUM_TRAINING, "--loss", loss)
     pair = training_pairs
     landed = pair.noise + velocity(pair.noise, 0, pair.labels)
-    expected = (landed - pair.image).square().mean() if loss == "l2" else pseudo_huber(landed, pair.image)
+    expected = (landed - pair.image).square().mean() if loss == "l2" else pseudo_huber(landed, pair.image).mean()
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -111,19 +115,43 @@ def test_four_step_student_with_steps_of_its_own(first_record, run_script, tmp_p
 
 
 def test_four_step_student_on_the_teachers_states(first_record, training_pairs):
-    """Each pair is at one random step of four: the loss lies between the extremes, and over seeds it is their mean."""
-    pair = training_pairs
-    starts = [pair.noise, *pair.states.unbind(1)]
-    ends = [*pair.states.unbind(1), pair.image]
-    errors = torch.stack(
-        [
-            (start + 0.25 * velocity(start, t, pair.labels) - end).square().flatten(1).mean(1)
-            for t, start, end in zip((0, 0.25, 0.5, 0.75), starts, ends, strict=True)
-        ]
-    )
+    """Every fourth pair, in the order of the run, is at the same one of its steps."""
+    order = EpochOrder(NUM_TRAINING, NUM_TRAINING, seed=0).indices(0)
+    path, labels = training_pairs.path[order], training_pairs.labels[order]
+    errors = []
+    for index, t in enumerate((0, 0.25, 0.5, 0.75)):
+        start, end = path[index::4, index], path[index::4, index + 1]
+        errors.append((start + 0.25 * velocity(start, t, labels[index::4]) - end).square().flatten(1).mean(1))
     record = first_record("four_step_student.py", "--batch-size", NUM_TRAINING, "--own-share", 0)
-    assert errors.min(0).values.mean() <= record["loss"] <= errors.max(0).values.mean()
-    assert record["loss"] == pytest.approx(errors.mean().item(), rel=0.5)
+    assert record["loss"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
+
+
+def save_feature_network(path):
+    torch.manual_seed(1)
+    network = Classifier(ClassifierConfig(num_classes=10, widths=(8, 16, 16))).eval()
+    save_checkpoint(path, network, {"stage": "feature_network", "training_flop": 0})
+    return network
+
+
+def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_path, run_script, make_teacher):
+    """Pseudo-Huber everywhere; at t = 1, half of the features' distance beside it."""
+    distance = FeatureDistance(save_feature_network(tmp_path / "features.safetensors"))
+    arguments = ("--loss", "features", "--feature-network", tmp_path / "features.safetensors", "--feature-weight", 0.5)
+    pair, x, losses = training_pairs, training_pairs.noise, []
+    for t, target in zip((0, 0.25, 0.5, 0.75), [*pair.states.unbind(1), pair.image], strict=True):
+        x = x + 0.25 * velocity(x, t, pair.labels)
+        losses.append(pseudo_huber(x, target).mean().item())
+    expected = (sum(losses) + 0.5 * distance(x, pair.image).mean().item()) / 4
+    record = first_record("four_step_student.py", "--batch-size", 4 * NUM_TRAINING, "--own-share", 1, *arguments)
+    assert record["loss"] == pytest.approx(expected, rel=1e-4)
+    header = load_checkpoint(tmp_path / "run" / "four_step.safetensors").header
+    assert header["feature_network"] == sha256(tmp_path / "features.safetensors")
+
+    landed = pair.noise + velocity(pair.noise, 0, pair.labels)
+    expected = pseudo_huber(landed, pair.image).mean() + 0.5 * distance(landed, pair.image).mean()
+    shutil.rmtree(tmp_path / "run")
+    record = first_record("distill_student.py", "--batch-size", NUM_TRAINING, *arguments)
+    assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("label_dropout", [0, 1])
@@ -136,8 +164,6 @@ def test_teacher(label_dropout, first_record, training_pairs, make_teacher, tmp_
     monkeypatch.setitem(presets.NETWORKS, "tiny", SMALL_CONFIG)
     arguments = ("--preset", "tiny", "--init", make_teacher(), "--label-dropout", label_dropout)
     record = first_record("teacher_rectified_flow.py", *arguments, "--batch-size", NUM_TRAINING)
-
-    from common.data import EpochOrder
 
     order = EpochOrder(NUM_TRAINING, NUM_TRAINING, seed=0).indices(0)
     noise, image, labels = training_pairs.noise[order], training_pairs.image[order], training_pairs.labels[order]
