@@ -83,7 +83,8 @@ def paths_of(models: dict[str, Checkpoint], request: Request) -> dict[str, list[
 def show_paths(paths: dict[str, list[tuple[float, Tensor]]], strips: dict[str, tuple[str, str]]) -> None:
     """A slider over time and the states at it, then every path as a strip. A fragment: the slider draws only this."""
     times = [time for time, _ in paths.get("teacher", max(paths.values(), key=len))]
-    time = st.select_slider("Time t", times, value=times[len(times) // 2], format_func=lambda t: f"{t:.3f}", key="time")
+    first_shown = next(time for time in times if time > 0.74)  # where there is something to see
+    time = st.select_slider("Time t", times, value=first_shown, format_func=lambda t: f"{t:.3f}", key="time")
     for place, stage in zip(st.columns(len(STAGE_NAMES)), STAGE_NAMES, strict=True):
         if stage in paths:
             reached, state = [point for point in paths[stage] if point[0] <= time + 1e-9][-1]

@@ -73,7 +73,9 @@ that is needed to repeat it. FID falls as the number of samples rises, and depen
 within a table, not across tables. KID is the mean over 100 subsets of 1,000; precision and recall are for k = 3 and
 10,000 images of each side, or as many as there are samples. *JPEG CIFAR-10* is the 50,000 training images as JPEG
 files (quality 75, 4:2:0 chroma): figures against it are not those of the published protocol, which takes the
-originals."""
+originals. In the commands, FOLDER is the folder of these files, and STATISTICS.npz the mean and covariance of their
+features, as `compute_fid.py --reference FOLDER` leaves them in data/features/*/statistics.npz: they give FID alone.
+Tables that begin with *Earlier* are of models that are no longer shipped."""
 
 
 def is_guide(checkpoint: Checkpoint) -> bool:

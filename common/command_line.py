@@ -31,8 +31,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Keeps the line breaks of the description and adds the defaults to the arguments."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # "(default: None)" says nothing: those arguments say in their own words what happens without them.
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        # "(default: None)" or "[]" says nothing: those arguments say in their own words what happens without them.
+        empty = action.default is None or action.default is False or action.default in ([], {})
+        if isinstance(action.default, list | tuple) and not empty:
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return action.help if empty else super()._get_help_string(action)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

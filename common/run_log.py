@@ -52,10 +52,13 @@ def draw_loss_curve(records: list[dict], path: Path, title: str) -> None:
     axes = figure.subplots()
     held_out = {"linestyle": "--", "marker": "o", "markersize": 4}
     styles = {"loss": {"alpha": 0.6}, "held_out_loss": held_out, "held_out_error": held_out}
+    names = {"loss": "loss in training", "held_out_loss": "loss on held-out samples, EMA weights"}
+    names["held_out_error"] = "error of held-out images, EMA weights"
     for name, style in styles.items():
         points = [(record["step"], record[name]) for record in records if name in record]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name.replace("held_out", "held-out").replace("_", " "), **style)
+            style = {"marker": "o", **style} if len(points) == 1 else style
+            axes.plot(*zip(*points, strict=True), label=names[name], **style)
     axes.set(title=title, xlabel="training step", ylabel="loss (log scale)", yscale="log")
     axes.grid(alpha=0.3, which="both")
     if axes.lines:

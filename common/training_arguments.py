@@ -30,7 +30,7 @@ NOT_RECORDED = {
 MAY_CHANGE_ON_RESUME = {
     *NOT_RECORDED,
     *("steps", "decay_steps", "ema_decay", "more_ema_decays"),
-    *("network", "precision", "data_dir", "teacher", "pairs", "init"),
+    *("network", "precision", "data_dir", "teacher", "pairs", "init", "feature_network"),
 }
 """Arguments that may differ when a run goes on: the schedule, the averages and the network that comes of all arguments
 are checked by themselves, files by their content."""
@@ -116,6 +116,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out:
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:
+    decays = [args.ema_decay, *args.more_ema_decays]
+    if len(set(decays)) < len(decays):
+        raise UserError(f"--more-ema-decays must be others than --ema-decay {args.ema_decay}, and each only once")
     if args.warmup_steps + args.decay_steps > args.steps:
         raise UserError(
             f"{args.warmup_steps} steps of warm-up and {args.decay_steps} of decay do not fit into {args.steps} steps"

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import shapes  # noqa: E402
 from common.checkpoint import save_checkpoint  # noqa: E402
+from common.device import Precision, choose_device, choose_precision  # noqa: E402
 from common.files import sha256  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
 
@@ -80,6 +81,11 @@ def image_folder(tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(path)
     return folder
+
+
+def app_precision() -> Precision:
+    """In which the app draws on this machine."""
+    return choose_precision("auto", choose_device("auto"))
 
 
 def random_network(config: UNetConfig = SMALL_CONFIG, seed: int = 0) -> UNet:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from app_harness import FOUR_STEP, ONE_STEP, TEACHER, drawn, subheaders, submit
-from conftest import TINIEST_CONFIG, write_models
+from conftest import TINIEST_CONFIG, app_precision, write_models
 
 from app_pages.drawing import NetworkThread
 from app_pages.pictures import sample_command
@@ -24,7 +24,13 @@ def test_the_three_models_are_shown_from_the_same_noise(open_app, model_folder):
     app = open_app()
     assert not app.error and subheaders(app) == [TEACHER, FOUR_STEP, ONE_STEP]
     expected = {
-        name: next(draw_blocks(load_checkpoint(model_folder / "pretrained" / f"{name}.safetensors").model, *how)).images
+        name: next(
+            draw_blocks(
+                load_checkpoint(model_folder / "pretrained" / f"{name}.safetensors").model,
+                *how,
+                precision=app_precision(),
+            )
+        ).images
         for name, how in {
             "teacher": (0, 0, 16, range(10), SamplingSettings(guidance_scale=2.0)),
             "student": (0, 0, 16, range(10), SamplingSettings("euler", 1)),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import write_models
+from conftest import app_precision, write_models
 from PIL import Image
 
 from app_pages.pictures import SHOWN_WIDTH
@@ -96,7 +96,8 @@ def picture(page, model: str) -> np.ndarray:
 
 def expected(folder, file: str, seed: int, count: int = 16) -> np.ndarray:
     checkpoint = load_checkpoint(folder / file)
-    (batch,) = draw_blocks(checkpoint.model, seed, 0, count, range(10), checkpoint.settings)
+    how = (checkpoint.model, seed, 0, count, range(10), checkpoint.settings)
+    (batch,) = draw_blocks(*how, precision=app_precision())
     return np.asarray(image_grid(batch.images, 4))
 
 

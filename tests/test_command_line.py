@@ -221,6 +221,10 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         ),
         (("teacher_rectified_flow.py", *data, image_folder, *SHORT, "--steps", 2), "do not fit into 2 steps"),
         (
+            ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--more-ema-decays", 0.9, 0.9),
+            "each only once",
+        ),
+        (
             ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--branch-from", "x"),
             "no training state",
         ),
