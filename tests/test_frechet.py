@@ -1,0 +1,112 @@
+"""The Fréchet distance against scipy's matrix root, and its gradients against finite differences."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from common.frechet import FrechetDistance, RunningFrechetLoss, symmetric_root
+
+SIZE = 6
+
+
+def gaussian_features(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(SIZE, SIZE, generator=generator).double()
+    return torch.randn(count, SIZE, generator=generator).double() @ mixing + torch.randn(SIZE, generator=generator)
+
+
+def moments(features):
+    return features.mean(0), torch.cov(features.T, correction=0)
+
+
+def by_scipy(features, reference):
+    (m, s), (m_r, s_r) = ([part.numpy() for part in moments(values)] for values in (features, reference))
+    return float(((m - m_r) ** 2).sum() + np.trace(s + s_r - 2 * scipy.linalg.sqrtm(s @ s_r).real))
+
+
+REFERENCE = gaussian_features(500, 0)
+
+
+def test_the_distance_is_scipys():
+    features = gaussian_features(400, 1)
+    distance, _, _ = FrechetDistance(*moments(REFERENCE))(*moments(features))
+    assert distance.item() == pytest.approx(by_scipy(features, REFERENCE), rel=1e-9)
+    itself, by_mean, by_covariance = FrechetDistance(*moments(REFERENCE))(*moments(REFERENCE))
+    assert abs(itself.item()) < 1e-9 and by_mean.abs().max() < 1e-9 and by_covariance.abs().max() < 1e-6
+
+
+def test_its_gradients_are_those_of_finite_differences():
+    reference, (mean, covariance) = FrechetDistance(*moments(REFERENCE)), moments(gaussian_features(400, 1))
+    _, by_mean, by_covariance = reference(mean, covariance)
+    step = 1e-5
+    for index in range(SIZE):
+        away = step * torch.eye(SIZE).double()[index]
+        slope = (reference(mean + away, covariance)[0] - reference(mean - away, covariance)[0]) / (2 * step)
+        assert slope.item() == pytest.approx(by_mean[index].item(), abs=1e-5)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        direction = torch.randn(SIZE, SIZE, generator=generator).double()
+        direction = step * (direction + direction.T)
+        slope = (reference(mean, covariance + direction)[0] - reference(mean, covariance - direction)[0]) / 2
+        assert slope.item() == pytest.approx((by_covariance * direction).sum().item(), rel=1e-4)
+
+
+def test_a_covariance_without_full_rank_has_a_distance_and_finite_gradients():
+    features = gaussian_features(3, 1)
+    distance, by_mean, by_covariance = FrechetDistance(*moments(REFERENCE))(*moments(features))
+    assert distance.item() == pytest.approx(by_scipy(features, REFERENCE), rel=1e-5)
+    assert by_mean.isfinite().all() and by_covariance.isfinite().all()
+
+
+def test_the_running_loss_is_the_distance_of_what_it_has_seen_and_its_gradient_scipys_slope():
+    """With the whole window in one batch: the gradient by a feature, against the distance with that feature moved."""
+    features = gaussian_features(40, 1)
+    running = RunningFrechetLoss(FrechetDistance(*moments(REFERENCE)), window=40, refresh=1)
+    assert running(features).item() == 0
+    running.update()
+    ours = features.clone().requires_grad_()
+    loss = running(ours)
+    assert loss.item() == pytest.approx(by_scipy(features, REFERENCE), rel=1e-5)
+    loss.backward()
+    step = 1e-4
+    for row, column in ((0, 0), (7, 3), (39, 5)):
+        slopes = []
+        for sign in (1, -1):
+            moved = features.clone()
+            moved[row, column] += sign * step
+            slopes.append(sign * by_scipy(moved, REFERENCE) / (2 * step))
+        assert ours.grad[row, column].item() == pytest.approx(sum(slopes), rel=1e-3, abs=1e-6)
+
+
+def test_the_moments_are_the_windows_mean_and_then_run():
+    """Equal shares until the window is full; then each batch counts by its share of the window."""
+    running = RunningFrechetLoss(FrechetDistance(*moments(REFERENCE)), window=20, refresh=1)
+    batches = gaussian_features(30, 3).split(10)
+    for batch in batches:
+        running(batch)
+        running.update()
+    first = torch.cat(batches[:2]).mean(0)
+    torch.testing.assert_close(running.first_moment, (first + batches[2].mean(0)) / 2)
+    assert (running.seen, running.updates) == (30, 2)
+
+
+def test_gradient_descent_on_the_running_loss_reaches_the_reference():
+    """An affine generator of a Gaussian learns another Gaussian."""
+    torch.manual_seed(0)
+    generator = torch.nn.Linear(SIZE, SIZE).double()
+    running = RunningFrechetLoss(FrechetDistance(*moments(REFERENCE)), window=256, refresh=2)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=0.03)
+    start = by_scipy(generator(torch.randn(2000, SIZE).double()).detach(), REFERENCE)
+    for _ in range(500):
+        optimizer.zero_grad()
+        running(generator(torch.randn(64, SIZE).double())).backward()
+        optimizer.step()
+        running.update()
+    assert by_scipy(generator(torch.randn(2000, SIZE).double()).detach(), REFERENCE) < 0.03 * start
+
+
+def test_the_symmetric_root_squares_to_the_matrix():
+    _, covariance = moments(REFERENCE)
+    root = symmetric_root(covariance)
+    torch.testing.assert_close(root @ root, covariance)
