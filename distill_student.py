@@ -12,9 +12,11 @@ Full    python distill_student.py
 import argparse
 
 import torch
+from torch import Tensor
 
 from common import command_line
 from common.distillation import Distillation, student_parser
+from common.errors import UserError
 from common.training import step_generator
 
 
@@ -24,13 +26,26 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    run = Distillation(args, "one_step", pairs_per_step=args.batch_size)
+    num_fresh = round(args.critic_share * args.batch_size) if args.critic else 0
+    num_pairs = args.batch_size - num_fresh
+    if num_pairs == 0 or (args.critic and num_fresh == 0):
+        raise UserError(f"--batch-size {args.batch_size} is too small for --critic-share {args.critic_share}")
+    run = Distillation(args, "one_step", num_pairs)
+
+    def jump(network, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """One Euler step across the whole flow."""
+        return noise + network(noise, torch.zeros(len(noise), device=run.device), labels)
 
     def batch_loss(network, step):
-        """One Euler step across the whole flow must land on the teacher's image (Liu et al. 2022, section 2.2)."""
-        pair = run.batch(step, step_generator(args.seed, step, run.device))
-        start = torch.zeros(len(pair.noise), device=run.device)
-        return run.image_distance(pair.noise + network(pair.noise, start, pair.labels), pair.image).mean()
+        """The jump must land on the teacher's image (Liu et al. 2022, section 2.2). A critic judges fresh noise's."""
+        generator = step_generator(args.seed, step, run.device)
+        pair = run.batch(step, generator)
+        if not run.critic:
+            return run.image_distance(jump(network, pair.noise, pair.labels), pair.image).mean()
+        fresh_noise, fresh_labels = run.fresh_noise(num_fresh, generator)
+        labels = None if fresh_labels is None else torch.cat([pair.labels, fresh_labels])
+        images = jump(network, torch.cat([pair.noise, fresh_noise]), labels)
+        return run.image_distance(images[:num_pairs], pair.image).mean() + run.critic_loss(images[num_pairs:])
 
     return run.train(batch_loss, "student.safetensors")
 

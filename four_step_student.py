@@ -31,7 +31,8 @@ def parse_args() -> argparse.Namespace:
         "--own-share",
         type=command_line.FRACTION,
         default=0.5,
-        help="share of the batch that starts from states which the student reached itself; 0 is the teacher's alone",
+        help="share of the pairs' part of the batch that starts from states which the student reached itself; 0 is the "
+        "teacher's alone",
     )
     parser.add_argument(
         "--own-gradient",
@@ -52,11 +53,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    # A pair that is rolled out fills four places of the batch, one with each of its steps.
-    num_own = round(args.own_share * args.batch_size / NUM_STEPS)
-    num_teacher = args.batch_size - NUM_STEPS * num_own
-    if (num_own == 0) != (args.own_share == 0) or num_teacher < 0:
+    # What is rolled out fills four places of the batch, one with each of its steps.
+    num_fresh = round(args.critic_share * args.batch_size / NUM_STEPS) if args.critic else 0
+    num_own = round(args.own_share * (args.batch_size / NUM_STEPS - num_fresh))
+    num_teacher = args.batch_size - NUM_STEPS * (num_own + num_fresh)
+    if (num_own == 0) != (args.own_share == 0) or num_teacher < 0 or num_teacher + num_own == 0:
         raise UserError(f"--batch-size {args.batch_size} is too small for --own-share {args.own_share}")
+    if args.critic and num_fresh == 0:
+        raise UserError(f"--batch-size {args.batch_size} is too small for --critic-share {args.critic_share}")
     run = Distillation(args, "four_step", num_teacher + num_own, num_states=NUM_STEPS - 1, state_times=args.step_times)
     times = torch.tensor(run.settings.times, device=run.device)
 
@@ -74,31 +78,46 @@ def main() -> int:
         distances = run.distance(arrived[~last], target[~last]), run.image_distance(arrived[last], target[last])
         return torch.cat(distances)
 
-    def loss_on_own_states(network, pair: PairBatch) -> Tensor:
+    def roll_out(network, state: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """The student's own states after each of its steps from noise.
+
+        The gradient stays within a step, or goes through the whole path: then a step is also asked to lead to where the
+        later ones do well.
+        """
+        states = []
+        for step in range(NUM_STEPS):
+            state = advance(network, state, torch.full((len(state),), step, device=run.device), labels)
+            states.append(state)
+            state = state.detach() if args.own_gradient == "step" else state
+        return states
+
+    def loss_on_own_states(states: list[Tensor], pair: PairBatch) -> Tensor:
         """From where its own steps have led it, the student must find back to the teacher's next state.
 
         This keeps errors from compounding (DAgger, Ross et al. 2011), and it costs nothing extra: every network call of
-        the roll-out is a training example. The gradient stays within a step, or goes through the whole path: then a
-        step is also asked to lead to where the later ones do well.
+        the roll-out is a training example.
         """
-        path, state, losses = pair.path, pair.noise, []
-        for step in range(NUM_STEPS):
-            index = torch.full((len(pair),), step, device=run.device)
-            arrived = advance(network, state, index, pair.labels)
-            distance = run.image_distance if step == NUM_STEPS - 1 else run.distance
-            losses.append(distance(arrived, path[:, step + 1]))
-            state = arrived.detach() if args.own_gradient == "step" else arrived
-        return torch.cat(losses)
+        *before, image = states
+        distances = [run.distance(state, target) for state, target in zip(before, pair.states.unbind(1), strict=True)]
+        return torch.cat([*distances, run.image_distance(image, pair.image)])
 
     def batch_loss(network, step):
         generator = step_generator(args.seed, step, run.device)
         pair = run.batch(step, generator)
+        own = pair[num_teacher:]
+        noise, labels = own.noise, own.labels
+        if run.critic:
+            fresh_noise, fresh_labels = run.fresh_noise(num_fresh, generator)
+            noise = torch.cat([noise, fresh_noise])
+            labels = None if fresh_labels is None else torch.cat([labels, fresh_labels])
         losses = []
         if num_teacher:
             losses.append(loss_on_teacher_states(network, pair[:num_teacher]))
-        if num_own:
-            losses.append(loss_on_own_states(network, pair[num_teacher:]))
-        return torch.cat(losses).mean()
+        if len(noise):
+            states = roll_out(network, noise, labels)
+            losses.append(loss_on_own_states([state[:num_own] for state in states], own))
+        loss = torch.cat(losses).mean()
+        return loss + run.critic_loss(states[-1][num_own:]) if run.critic else loss
 
     return run.train(batch_loss, "four_step.safetensors")
 

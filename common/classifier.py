@@ -7,6 +7,7 @@ convolutions, pooled early, with batch normalisation and GELU.
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,6 +74,11 @@ class Classifier(nn.Module):
         for level in self.levels:
             maps.append(level(maps[-1]))
         return maps
+
+    def summary(self, images: Tensor) -> Tensor:
+        """(N, D) in fp32: what is anywhere in an image, each level's channels' means, and the maxima of the last."""
+        levels = [level.float() for level in self.features(images)[1:]]
+        return torch.cat([*(level.mean(dim=(2, 3)) for level in levels), levels[-1].amax(dim=(2, 3))], dim=1)
 
     def embedding(self, images: Tensor) -> Tensor:
         """(N, widths[-1]): the last map's largest value in each channel, from which the head tells the classes."""

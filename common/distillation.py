@@ -16,7 +16,9 @@ from common.checkpoint import (
     prepare,
     student_settings,
 )
-from common.data import EpochOrder
+from common.classifier import Classifier
+from common.critics import AdversarialCritic, FrechetCritic
+from common.data import EpochOrder, ImageData, load_images, split_held_out
 from common.device import choose_device, choose_precision
 from common.distances import (
     PIXEL_LOSSES,
@@ -26,6 +28,7 @@ from common.distances import (
     share_of_variance,
     variance_around_class_mean,
 )
+from common.errors import UserError
 from common.noise import BLOCK_SIZE, derive_seed
 from common.pairs import PairBatch, PairSet, random_flips
 from common.presets import NETWORKS, STUDENT_RECIPE
@@ -34,6 +37,8 @@ from common.sampling import SamplingSettings, draw
 from common.training import Trainer
 from common.training_arguments import add_training_arguments
 from common.unet import UNet
+
+CRITICS = ("frechet", "adversarial")
 
 
 def student_parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -60,6 +65,23 @@ def student_parser(description: str, out: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--feature-weight", type=command_line.POSITIVE, default=0.2, help="of the features' distance")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
+
+    group = parser.add_argument_group("finishing leg: the student's images as a whole, in the feature network's eyes")
+    group.add_argument("--critic", choices=CRITICS, help="what compares their distribution (default: none)")
+    group.add_argument("--critic-weight", type=command_line.POSITIVE, default=0.01, help="of its loss")
+    group.add_argument(
+        "--critic-share",
+        type=command_line.FRACTION,
+        default=0.5,
+        help="share of the batch that starts from fresh noise, of which the teacher's images are not known",
+    )
+    group.add_argument(
+        "--critic-images", choices=("real", "teacher"), default="real", help="what the student's are compared with"
+    )
+    group.add_argument("--critic-window", type=command_line.COUNT, default=4096, help="samples that moments run over")
+    group.add_argument(
+        "--data-dir", type=Path, help="of the teacher's images (default: as it was given to the teacher)"
+    )
     add_training_arguments(parser, STUDENT_RECIPE, out)
     command_line.add_device_arguments(parser)
     return parser
@@ -95,16 +117,50 @@ class Distillation:
         if self.settings.step_times:
             self.header["step_times"] = list(self.settings.step_times)
         self.distance = PIXEL_LOSSES.get(args.loss, pseudo_huber)
-        self.feature_distance = self._load_feature_distance() if args.loss == "features" else None
+        network = self._load_feature_network() if args.loss == "features" or args.critic else None
+        self.feature_distance = FeatureDistance(network) if args.loss == "features" else None
+        self.critic = self._make_critic(network) if args.critic else None
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
         self.held_out = self.pairs.held_out()
         self.student = self._start()
 
-    def _load_feature_distance(self) -> FeatureDistance:
+    def _load_feature_network(self) -> Classifier:
         network, header, content = load_feature_network(self.args.feature_network, self.device)
         self.pairs.require_shape((network.config.image_channels, network.config.image_size, network.config.image_size))
         self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
-        return FeatureDistance(network)
+        return network
+
+    def _make_critic(self, network: Classifier) -> FrechetCritic | AdversarialCritic:
+        """Compares with the images that trained the teacher, or with those of the pairs that train the student."""
+        if self.args.critic_images == "real":
+            images = self._teachers_images()
+            count, unflipped = len(images), torch.zeros(len(images), dtype=torch.bool, device=self.device)
+
+            def real_images(indices: Tensor) -> Tensor:
+                return images.batch(indices.to(self.device), unflipped[: len(indices)])[0]
+        else:
+            count = self.pairs.training_count
+
+            def real_images(indices: Tensor) -> Tensor:
+                return self.pairs.gather(indices + self.pairs.held_out_count).image
+
+        if self.args.critic == "frechet":
+            return FrechetCritic(network, real_images, count, self.args.critic_window)
+        seed = derive_seed("critic", self.args.seed)
+        order = EpochOrder(count, self.args.batch_size, seed)
+        torch.manual_seed(seed)
+        return AdversarialCritic(network, lambda step: real_images(order.indices(step)))
+
+    def _teachers_images(self) -> ImageData:
+        header = self.teacher.header
+        arguments = header["arguments"]
+        if "images_sha256" not in header:
+            raise UserError(f"{self.args.teacher} was trained on noise pairs, not on images: --critic-images teacher")
+        folder = self.args.data_dir or Path(arguments["data_dir"])
+        data = load_images(arguments["data"], folder, self.teacher.model.config.image_size, arguments["crop"])
+        if data.sha256() != header["images_sha256"]:
+            raise UserError(f"the images in {folder} are not those that trained {self.args.teacher}: give --data-dir")
+        return split_held_out(data, arguments["val_fraction"])[0].to(self.device)
 
     def _start(self) -> UNet:
         teacher_config = self.teacher.model.config
@@ -134,6 +190,18 @@ class Distillation:
         flips = random_flips(len(indices), not self.args.no_flips, generator)
         return self.pairs.training_batch(indices, flips)
 
+    def fresh_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Noise (count, C, H, W) that belongs to no pair, and labels (count,) where the student has classes."""
+        noise = torch.randn(count, *self.student.config.image_shape, generator=generator, device=self.device)
+        num_classes = len(self.teacher.class_names)
+        if not num_classes:
+            return noise, None
+        return noise, torch.randint(num_classes, (count,), generator=generator, device=self.device)
+
+    def critic_loss(self, images: Tensor) -> Tensor:
+        """A scalar, of the student's images (n, C, H, W) from fresh noise."""
+        return self.args.critic_weight * self.critic(images)
+
     def train(self, batch_loss, weights_name: str) -> int:
         settings = self.settings
         trainer = Trainer(
@@ -145,6 +213,7 @@ class Distillation:
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),
             header=self.header,
+            critic=self.critic,
         )
         status = trainer.train()
         if status == 0:  # who asked the run to stop is not kept waiting for the report

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from copy import deepcopy
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -41,6 +42,16 @@ from common.training_state import (
 from common.unet import count_values
 
 
+class Critic(Protocol):
+    """A part of the loss that learns beside the network, after each of its steps, and whose state is the run's."""
+
+    def update(self, step: int) -> None: ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
 class Trainer:
     """One run of a training stage in its folder: its networks, its optimiser, and how far it has come.
 
@@ -48,7 +59,7 @@ class Trainer:
     derived from the run's seed and `step`. `evaluate(ema_network)` returns what was measured on held-out samples, by
     name. `preview(ema_network)` returns a picture. `model.config.to_dict()` says what the network is. `header` goes
     into the weights' header, and a run is only resumed with the same one. After each of `snapshot_steps`, the EMA
-    weights also go to a file of their own.
+    weights also go to a file of their own. A `critic` that the loss asks is told when a step is made.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Trainer:
         evaluate: Callable[[nn.Module], dict[str, float]],
         header: dict,
         preview: Callable[[nn.Module], Image.Image] | None = None,
+        critic: Critic | None = None,
         snapshot_steps: Collection[int] = (),
     ):
         check_training_arguments(args)
@@ -68,7 +80,7 @@ class Trainer:
         self.model = model
         self.precision = precision
         self.weights_path = args.out / weights_name
-        self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
+        self.batch_loss, self.evaluate, self.preview, self.critic = batch_loss, evaluate, preview, critic
         self.snapshot_steps = snapshot_steps
         self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **header}
         self.header = {**header, "arguments": recorded(args), "precision": precision.name}
@@ -149,6 +161,9 @@ class Trainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.gradient_clip)
         self.optimizer.step()
+        if self.critic:
+            with self.precision.autocast():
+                self.critic.update(self.step)
         for average in self.averages.values():
             average.update_parameters(self.model)
         return torch.stack([loss.detach(), norm])
@@ -204,8 +219,13 @@ class Trainer:
     def _count_flop(self) -> int:
         """Of one whole training step: forward and backward passes of every network in it."""
         model = deepcopy(self.model).train()
+        before = deepcopy(self.critic.state_dict()) if self.critic else None
         with FlopCounterMode(display=False) as counter, self.precision.autocast():
             self.batch_loss(model, 0).backward()
+            if self.critic:
+                self.critic.update(0)
+        if self.critic:
+            self.critic.load_state_dict(before)
         return counter.get_total_flops()
 
     def _resume(self) -> None:
@@ -228,6 +248,8 @@ class Trainer:
         if state["optimizer"] is None:
             self.warmed_up_from = self.step
         else:
+            if self.critic:
+                self.critic.load_state_dict(state["critic"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.warmed_up_from = state.get("warmed_up_from", 0)  # which earlier states do not say
 
@@ -240,6 +262,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "averages": {str(decay): average.state_dict() for decay, average in self.averages.items()},
             "optimizer": self.optimizer.state_dict(),
+            "critic": self.critic.state_dict() if self.critic else None,
             "step": self.step,
             "seconds": self.seconds,
             "seconds_at_log": self.seconds_at_log,

@@ -40,7 +40,7 @@ def compact(state: dict) -> dict:
         return {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
 
     averages = {decay: halved(average) for decay, average in state["averages"].items()}
-    return {**state, "model": halved(state["model"]), "averages": averages, "optimizer": None}
+    return {**state, "model": halved(state["model"]), "averages": averages, "optimizer": None, "critic": None}
 
 
 def check_identity(state: dict, identity: dict, run: Path) -> None:

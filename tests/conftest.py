@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import shapes  # noqa: E402
 from common.checkpoint import save_checkpoint  # noqa: E402
+from common.classifier import Classifier, ClassifierConfig  # noqa: E402
 from common.device import Precision, choose_device, choose_precision  # noqa: E402
 from common.files import sha256  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
@@ -115,6 +116,14 @@ def save_model(path: Path, stage: str, seed: int, config: UNetConfig = SMALL_CON
     constant = {"step": 0, "training_flop": 0, "images_seen": 0, "code_version": "test"}
     header = {"stage": stage, "class_names": shapes.CLASS_NAMES[: config.num_classes], **constant, **header}
     save_checkpoint(path, random_network(config, seed), header)
+
+
+def save_feature_network(path: Path) -> Classifier:
+    """An untrained feature network, also written to `path`."""
+    torch.manual_seed(1)
+    network = Classifier(ClassifierConfig(num_classes=10, widths=(8, 16, 16))).eval()
+    save_checkpoint(path, network, {"stage": "feature_network", "training_flop": 0})
+    return network
 
 
 def write_models(folder: Path, config: UNetConfig = TINIEST_CONFIG) -> Path:

@@ -8,14 +8,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import random_network
+from conftest import random_network, save_feature_network
 
 from common import flow
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.classifier import Classifier, ClassifierConfig
+from common.checkpoint import load_checkpoint
+from common.critics import AdversarialCritic
 from common.data import EpochOrder
 from common.distances import FeatureDistance, pseudo_huber, variance_around_class_mean
 from common.files import sha256
+from common.noise import derive_seed
 from common.pairs import PairSet
 from common.run_log import read_metrics
 from common.sampling import SamplingSettings, draw
@@ -126,14 +127,7 @@ def test_four_step_student_on_the_teachers_states(first_record, training_pairs):
     assert record["loss"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
 
 
-def save_feature_network(path):
-    torch.manual_seed(1)
-    network = Classifier(ClassifierConfig(num_classes=10, widths=(8, 16, 16))).eval()
-    save_checkpoint(path, network, {"stage": "feature_network", "training_flop": 0})
-    return network
-
-
-def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_path, run_script, make_teacher):
+def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_path):
     """Pseudo-Huber everywhere; at t = 1, half of the features' distance beside it."""
     distance = FeatureDistance(save_feature_network(tmp_path / "features.safetensors"))
     arguments = ("--loss", "features", "--feature-network", tmp_path / "features.safetensors", "--feature-weight", 0.5)
@@ -152,6 +146,37 @@ def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_p
     shutil.rmtree(tmp_path / "run")
     record = first_record("distill_student.py", "--batch-size", NUM_TRAINING, *arguments)
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("script", "batch", "rolled_out"), [("distill_student.py", 24, 1), ("four_step_student.py", 96, 4)]
+)
+def test_a_critic_judges_the_images_of_fresh_noise(script, batch, rolled_out, first_record, training_pairs, tmp_path):
+    """A quarter of the batch, beside the loss of all pairs; by the discriminator as it is at its start."""
+    network = save_feature_network(tmp_path / "features.safetensors")
+    arguments = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)
+    arguments += (
+        "--feature-network",
+        tmp_path / "features.safetensors",
+        *(("--own-share", 1) if rolled_out > 1 else ()),
+    )
+    record = first_record(script, "--batch-size", batch, *arguments)
+
+    generator, pair = step_generator(0, 0, CPU), training_pairs
+    torch.rand(NUM_TRAINING, generator=generator)  # the flips
+    fresh = torch.randn(6, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (6,), generator=generator)
+    losses, targets = [], [*pair.states.unbind(1), pair.image] if rolled_out > 1 else [pair.image]
+    x = pair.noise
+    for index, target in enumerate(targets):
+        t, length = index / rolled_out, 1 / rolled_out
+        x = x + length * velocity(x, t, pair.labels)
+        fresh = fresh + length * velocity(fresh, t, labels)
+        losses.append((x - target).square().mean().item())
+    torch.manual_seed(derive_seed("critic", 0))
+    judged = AdversarialCritic(network, None)(fresh).item()
+    assert judged != 0
+    assert record["loss"] == pytest.approx(sum(losses) / rolled_out + 2 * judged, rel=1e-3)
 
 
 @pytest.mark.parametrize("label_dropout", [0, 1])

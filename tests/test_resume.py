@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, folder_contents
+from conftest import ROOT, folder_contents, save_feature_network
 
 from common.checkpoint import load_checkpoint
 from common.files import save_tensor_file, sha256
@@ -48,6 +48,8 @@ def logged_steps(folder: Path) -> int:
 def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
     distillation = ("--teacher", teacher, "--pairs", pairs, *STEPS)
     data = ("--preset", "tiny", *STEPS)
+    critic = ("--feature-network", pairs.parent / "features.safetensors", "--critic-images", "teacher")
+    critic += ("--critic-window", "12")
     return {
         "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
         "muon": (
@@ -57,6 +59,16 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
         "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
         "one_step": ("distill_student.py", *distillation),
         "four_step": ("four_step_student.py", *distillation),
+        "one_step_frechet": ("distill_student.py", *distillation, *critic, "--critic", "frechet", "--loss", "features"),
+        "four_step_adversarial": (
+            "four_step_student.py",
+            *distillation,
+            *critic,
+            "--critic",
+            "adversarial",
+            "--own-share",
+            "1",
+        ),
         "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *STEPS),
     }
 
@@ -65,6 +77,7 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
 def commands(make_teacher, run_script, image_folder, tmp_path):
     teacher, pairs = make_teacher(), tmp_path / "pairs"
     run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
+    save_feature_network(tmp_path / "features.safetensors")
     return training_commands(teacher, pairs, image_folder)
 
 
@@ -81,7 +94,10 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert [step for step, _ in losses[0]] == list(range(1, 25))
 
 
-@pytest.mark.parametrize("stage", ["teacher", "muon", "reflow", "one_step", "four_step", "features"])
+CRITICS = ("one_step_frechet", "four_step_adversarial")
+
+
+@pytest.mark.parametrize("stage", ["teacher", "muon", "reflow", "one_step", "four_step", "features", *CRITICS])
 def test_a_stopped_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp_path):
     """Stopped after 7 steps by Ctrl-C, as the user does it; saved then, though no save was due."""
     script, *arguments = commands[stage]

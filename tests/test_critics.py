@@ -1,0 +1,84 @@
+"""Critics: which images they compare with, and that they learn to tell."""
+
+import pytest
+import torch
+from conftest import SMALL_CONFIG, save_feature_network
+
+from common.critics import AdversarialCritic, FrechetCritic
+from common.data import load_images, split_held_out
+from common.images import to_float
+from common.training_state import load_training_state
+
+SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8, "--precision", "fp32")
+
+
+@pytest.fixture
+def network(tmp_path):
+    return save_feature_network(tmp_path / "features.safetensors")
+
+
+@pytest.fixture
+def distil(network, image_folder, run_script, tmp_path, monkeypatch):
+    """distil(...): a step-by-step finishing leg from a teacher of drawn shapes; the result."""
+    from common import presets
+
+    monkeypatch.setitem(presets.NETWORKS, "tiny", SMALL_CONFIG)
+    teacher = tmp_path / "teacher"
+    data = ("--data", "folder", "--data-dir", image_folder, "--val-fraction", 0.25)
+    assert run_script("teacher_rectified_flow.py", "--preset", "tiny", *data, *SHORT, "--out", teacher).status == 0
+    pairs = ("--teacher", teacher / "teacher.safetensors", "--num-steps", 4, "--num-pairs", 20)
+    assert run_script("generate_noise_dataset.py", *pairs, "--out", tmp_path / "pairs").status == 0
+
+    def run(*arguments):
+        files = ("--pairs", tmp_path / "pairs", "--feature-network", tmp_path / "features.safetensors")
+        command = ("--teacher", teacher / "teacher.safetensors", *files, *SHORT, "--out", tmp_path / "student")
+        return run_script("distill_student.py", *command, *arguments)
+
+    return run
+
+
+def test_the_real_images_are_those_that_trained_the_teacher(distil, network, image_folder, tmp_path, monkeypatch):
+    """And not those that it never saw. The students' features are taken into the moments after each step."""
+    references = []
+    create = FrechetCritic.__init__
+
+    def spy(critic, *arguments):
+        create(critic, *arguments)
+        references.append(critic.running.reference)
+
+    monkeypatch.setattr(FrechetCritic, "__init__", spy)
+    assert distil("--critic", "frechet", "--critic-window", 8).status == 0
+    training, _ = split_held_out(load_images("folder", image_folder), 0.25)
+    with torch.no_grad():
+        features = network.summary(to_float(training.images))
+    torch.testing.assert_close(references[0].mean, features.double().mean(0), rtol=1e-4, atol=1e-5)
+    state = load_training_state(tmp_path / "student" / "training_state.pt")["critic"]
+    assert state["running.seen"] == 12 and state["running.distance"] > 0  # four fresh images in each of three steps
+
+
+def test_other_images_are_refused(distil, image_folder, tmp_path):
+    (tmp_path / "fewer").mkdir()
+    for path in sorted(image_folder.iterdir())[:3]:
+        (tmp_path / "fewer" / path.name).symlink_to(path)
+    result = distil("--critic", "frechet", "--data-dir", tmp_path / "fewer")
+    assert "are not those that trained" in result.error_line
+    assert not (tmp_path / "student").exists()
+    assert "no checkpoint at" in distil("--critic", "frechet", "--feature-network", "nowhere").error_line
+    assert "too small for --critic-share" in distil("--critic", "frechet", "--critic-share", 1).error_line
+
+
+def test_a_discriminator_learns_to_tell(network):
+    """Dark images from bright ones: what it says of both drifts apart, and its gradient makes dark ones brighter."""
+    torch.manual_seed(0)
+    dark, bright = torch.rand(2, 32, 3, 32, 32) * 0.5
+    dark = (dark - 0.9).requires_grad_()
+    critic = AdversarialCritic(network.requires_grad_(False), lambda step: bright)
+    before = critic(dark).item()
+    for step in range(60):
+        critic(dark)
+        critic.update(step)
+    loss = critic(dark)
+    assert loss.item() > before + 0.5
+    assert critic(bright).item() < loss.item() - 1
+    loss.backward()
+    assert dark.grad.mean() < 0
