@@ -241,13 +241,16 @@ class Trainer:
         check_schedule(state, args, run)
         check_averages(state, self.averages, run)
         self.model.load_state_dict(state["model"])
-        for decay, average in self.averages.items():
-            average.load_state_dict(state["averages"][str(decay)])
         self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
         self.seconds_at_log = state["seconds_at_log"]
         if state["optimizer"] is None:
             self.warmed_up_from = self.step
+            for average in self.averages.values():
+                average.module.load_state_dict(state["model"])
+                average.n_averaged.fill_(self.step)  # at 0, the next weights would take the place of these
         else:
+            for decay, average in self.averages.items():
+                average.load_state_dict(state["averages"][str(decay)])
             if self.critic:
                 self.critic.load_state_dict(state["critic"])
             self.optimizer.load_state_dict(state["optimizer"])

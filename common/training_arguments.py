@@ -105,8 +105,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out:
     group.add_argument(
         "--compact-state",
         action="store_true",
-        help="when the run stops, also write OUT/compact_state.pt: fp16 weights and averages, no optimiser. Where the "
-        "whole state is lost, --branch-from goes on from it, warmed up anew",
+        help="when the run stops, also write OUT/compact_state.pt: the weights alone, in fp16. Where the whole state "
+        "is lost, --branch-from goes on from it, warmed up anew",
     )
     group.add_argument("--max-minutes", type=POSITIVE, help="pause after so many minutes; run again to go on")
     group.add_argument("--save-minutes", type=POSITIVE, default=5.0, help="minutes between saves")

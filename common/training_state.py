@@ -31,16 +31,13 @@ def find_training_state(run: Path) -> Path:
 
 
 def compact(state: dict) -> dict:
-    """The state without the optimiser's, its weights in fp16: small enough to be kept where the state is not.
+    """The state's weights in fp16, without the averages', the optimiser's and the critic's: small enough to be kept.
 
-    A run that goes on from it is warmed up anew, and is not the run that it would have been.
+    A run that goes on from it is warmed up anew, with averages that begin at these weights, and is not the run that it
+    would have been.
     """
-
-    def halved(tensors: dict) -> dict:
-        return {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-
-    averages = {decay: halved(average) for decay, average in state["averages"].items()}
-    return {**state, "model": halved(state["model"]), "averages": averages, "optimizer": None, "critic": None}
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in state["model"].items()}
+    return {**state, "model": weights, "averages": {}, "optimizer": None, "critic": None}
 
 
 def check_identity(state: dict, identity: dict, run: Path) -> None:
@@ -61,7 +58,12 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
 
 
 def check_averages(state: dict, decays: Collection[float], run: Path) -> None:
-    """A run can go on with some of its averages, but not with one that it has not kept: raises UserError."""
+    """A run can go on with some of its averages, but not with one that it has not kept: raises UserError.
+
+    From a compact state all averages begin anew.
+    """
+    if state["optimizer"] is None:
+        return
     kept = [float(decay) for decay in state["averages"]]
     for decay in decays:
         if decay not in kept:
