@@ -2,7 +2,8 @@
 
     x1 = x0 + u(x0, 0)
 
-Reads   the teacher's checkpoint and its noise pairs
+Reads   the teacher's checkpoint and its noise pairs; with --loss features or --critic a feature network, and for the
+        latter the teacher's images
 Writes  OUT/student.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
 
 Smoke   python distill_student.py --steps 20 --warmup-steps 5 --decay-steps 5
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common import command_line
+from common.critics import settle_critic_arguments
 from common.distillation import Distillation, student_parser
 from common.errors import UserError
 from common.training import step_generator
@@ -26,11 +28,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    settle_critic_arguments(args)
     num_fresh = round(args.critic_share * args.batch_size) if args.critic else 0
     num_pairs = args.batch_size - num_fresh
     if num_pairs == 0 or (args.critic and num_fresh == 0):
         raise UserError(f"--batch-size {args.batch_size} is too small for --critic-share {args.critic_share}")
-    run = Distillation(args, "one_step", num_pairs)
+    run = Distillation(args, "one_step", num_pairs, num_fresh)
 
     def jump(network, noise: Tensor, labels: Tensor | None) -> Tensor:
         """One Euler step across the whole flow."""

@@ -60,7 +60,10 @@ def main() -> int:
     precision = choose_precision(args.precision, device)
 
     # Data
-    data = load_images(args.data, args.data_dir, ClassifierConfig.image_size, args.crop)
+    image_size = args.network.get("image_size", ClassifierConfig.image_size)
+    if args.crop_padding >= image_size:
+        raise UserError(f"--crop-padding {args.crop_padding} shifts images of {image_size} pixels out of sight")
+    data = load_images(args.data, args.data_dir, image_size, args.crop)
     if args.task == "classes" and len(data.class_names) < 2:
         raise UserError(f"the images in {args.data_dir} are all of one class: --task rotation needs no classes")
     training, held_out = (part.to(device) for part in split_held_out(data, args.val_fraction))

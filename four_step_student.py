@@ -4,7 +4,8 @@
 
 or between other times, if the pairs hold the teacher's states there.
 
-Reads   the teacher's checkpoint and its noise pairs with trajectories
+Reads   the teacher's checkpoint and its noise pairs with trajectories; with --loss features or --critic a feature
+        network, and for the latter the teacher's images
 Writes  OUT/four_step.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
 
 Smoke   python four_step_student.py --steps 20 --warmup-steps 5 --decay-steps 5
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from common import command_line
+from common.critics import settle_critic_arguments
 from common.distillation import Distillation, student_parser
 from common.errors import UserError
 from common.pairs import PairBatch
@@ -53,15 +55,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    settle_critic_arguments(args)
     # What is rolled out fills four places of the batch, one with each of its steps.
     num_fresh = round(args.critic_share * args.batch_size / NUM_STEPS) if args.critic else 0
-    num_own = round(args.own_share * (args.batch_size / NUM_STEPS - num_fresh))
+    left = args.batch_size // NUM_STEPS - num_fresh
+    num_own = min(round(args.own_share * left), left)
     num_teacher = args.batch_size - NUM_STEPS * (num_own + num_fresh)
-    if (num_own == 0) != (args.own_share == 0) or num_teacher < 0 or num_teacher + num_own == 0:
-        raise UserError(f"--batch-size {args.batch_size} is too small for --own-share {args.own_share}")
-    if args.critic and num_fresh == 0:
+    if args.critic and (num_fresh == 0 or left == 0):
         raise UserError(f"--batch-size {args.batch_size} is too small for --critic-share {args.critic_share}")
-    run = Distillation(args, "four_step", num_teacher + num_own, num_states=NUM_STEPS - 1, state_times=args.step_times)
+    if (num_own == 0) != (args.own_share == 0):
+        raise UserError(f"--batch-size {args.batch_size} is too small for --own-share {args.own_share}")
+    run = Distillation(args, "four_step", num_teacher + num_own, num_fresh, NUM_STEPS - 1, args.step_times)
     times = torch.tensor(run.settings.times, device=run.device)
 
     def advance(network, state: Tensor, index: Tensor, labels: Tensor | None) -> Tensor:
@@ -72,23 +76,26 @@ def main() -> int:
     def loss_on_teacher_states(network, pair: PairBatch) -> Tensor:
         """From one of the teacher's states, the student must reach the next; a quarter of the pairs for each step."""
         rows = torch.arange(len(pair), device=run.device)
-        index = rows % NUM_STEPS
-        path, last = pair.path, index == NUM_STEPS - 1
+        index = rows * NUM_STEPS // len(pair)  # sorted: those that end at an image come last
+        first_image = -(-len(pair) * (NUM_STEPS - 1) // NUM_STEPS)
+        path = pair.path
         arrived, target = advance(network, path[rows, index], index, pair.labels), path[rows, index + 1]
-        distances = run.distance(arrived[~last], target[~last]), run.image_distance(arrived[last], target[last])
-        return torch.cat(distances)
+        distances = run.distance(arrived[:first_image], target[:first_image])
+        return torch.cat([distances, run.image_distance(arrived[first_image:], target[first_image:])])
 
-    def roll_out(network, state: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """The student's own states after each of its steps from noise.
+    def roll_out(network, state: Tensor, labels: Tensor | None, num_pairs: int) -> list[Tensor]:
+        """The student's own states after each of its steps from noise, of which the first `num_pairs` are of pairs.
 
-        The gradient stays within a step, or goes through the whole path: then a step is also asked to lead to where the
-        later ones do well.
+        These have a target after each step, and their gradient stays within a step, or goes through the whole path:
+        then a step is also asked to lead to where the later ones do well. The others are judged by their image alone,
+        so that their gradient always does.
         """
+        num_detached = num_pairs if args.own_gradient == "step" else 0
         states = []
         for step in range(NUM_STEPS):
             state = advance(network, state, torch.full((len(state),), step, device=run.device), labels)
             states.append(state)
-            state = state.detach() if args.own_gradient == "step" else state
+            state = torch.cat([state[:num_detached].detach(), state[num_detached:]])
         return states
 
     def loss_on_own_states(states: list[Tensor], pair: PairBatch) -> Tensor:
@@ -114,7 +121,7 @@ def main() -> int:
         if num_teacher:
             losses.append(loss_on_teacher_states(network, pair[:num_teacher]))
         if len(noise):
-            states = roll_out(network, noise, labels)
+            states = roll_out(network, noise, labels, num_own)
             losses.append(loss_on_own_states([state[:num_own] for state in states], own))
         loss = torch.cat(losses).mean()
         return loss + run.critic_loss(states[-1][num_own:]) if run.critic else loss

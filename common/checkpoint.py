@@ -103,7 +103,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     if header["stage"] == FEATURE_NETWORK:
         raise UserError(f"{path} is a feature network: it looks at images, and makes none")
     model = _rebuild(path, lambda config: UNet(UNetConfig(**config)), header)
-    if not _is_consistent(header, model.config):
+    if not _is_consistent(header, model.config) or not _has_step_times(header):
         raise UserError(f"the header of {path} is incomplete, or contradicts itself")
     content = read_tensor_file(path, "checkpoint", sha256)
     return Checkpoint(prepare(model, device).eval(), header, Path(path), content)
@@ -137,6 +137,14 @@ def _is_consistent(header: dict, config: UNetConfig) -> bool:
     if len(names) != config.num_classes or not all(isinstance(name, str) for name in names):
         return False
     return header["stage"] != "teacher" or isinstance(arguments.get("label_dropout"), (int, float))
+
+
+def _has_step_times(header: dict) -> bool:
+    """Whether a student's steps, where its header names their times, are steps from 0 to 1."""
+    try:
+        return header["stage"] == "teacher" or bool(student_settings(header["stage"], header.get("step_times")))
+    except (UserError, TypeError, ValueError):
+        return False
 
 
 def load_header(path: str | Path) -> dict:

@@ -18,7 +18,6 @@ class ClassifierConfig:
 
     num_classes: int
     image_size: int = 32
-    image_channels: int = 3
     widths: tuple[int, ...] = (32, 64, 128, 256)
     """Channels of the stem, and of each level, which halves the resolution."""
     convolutions_per_level: int = 2
@@ -61,7 +60,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         stem, *widths = config.widths
-        self.stem = nn.Conv2d(config.image_channels, stem, 3, padding=1)
+        self.stem = nn.Conv2d(3, stem, 3, padding=1)
         self.levels = nn.ModuleList(
             Level(before, width, config.convolutions_per_level, config.residual)
             for before, width in pairwise(config.widths)

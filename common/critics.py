@@ -3,34 +3,116 @@
 A critic is asked for a loss at every training step, remembers what it was shown, and learns from it after the step.
 """
 
-from collections.abc import Callable
+import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from common import command_line
+from common.checkpoint import Checkpoint
 from common.classifier import Classifier
+from common.data import EpochOrder, flip, load_images, split_held_out
+from common.device import Precision
 from common.distances import unit_length
-from common.frechet import FrechetDistance, RunningFrechetLoss
+from common.errors import UserError
+from common.frechet import RunningFrechetLoss
+from common.noise import derive_seed
+from common.pairs import PairSet, random_flips
 
 CHUNK = 250
-RealBatch = Callable[[int], Tensor]
-"""The images (n, C, H, W) in [-1, 1] with which a training step's are compared."""
+DEFAULTS = {"critic_share": 0.5, "critic_images": "real", "critic_window": 4096}
+DEFAULT_WEIGHTS = {"frechet": 0.01, "adversarial": 0.01}
+
+
+def add_critic_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is not given stays None, for `settle_critic_arguments` to fill in."""
+    group = parser.add_argument_group("finishing leg: the student's images as a whole, in the feature network's eyes")
+    group.add_argument("--critic", choices=DEFAULT_WEIGHTS, help="what compares their distribution (default: none)")
+    group.add_argument("--critic-weight", type=command_line.POSITIVE, help="of its loss (default: 0.01)")
+    group.add_argument(
+        "--critic-share",
+        type=command_line.FRACTION,
+        help="share of the batch that starts from fresh noise, of which the teacher's images are not known (default: "
+        "0.5)",
+    )
+    group.add_argument(
+        "--critic-images", choices=("real", "teacher"), help="what the student's are compared with (default: real)"
+    )
+    group.add_argument(
+        "--critic-window", type=command_line.COUNT, help="samples that frechet's moments run over (default: 4096)"
+    )
+    group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
+
+
+def settle_critic_arguments(args: argparse.Namespace) -> None:
+    """Fills in the defaults. Raises UserError for an option without the critic that it is for."""
+    options = (*DEFAULTS, "critic_weight", "data_dir")
+    given = [name for name in options if getattr(args, name) is not None]
+    if args.critic is None:
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} needs a --critic")
+        return
+    for name, value in {**DEFAULTS, "critic_weight": DEFAULT_WEIGHTS[args.critic]}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if not 0 < args.critic_share < 1:
+        raise UserError(f"--critic-share {args.critic_share} must leave something to the critic and to the pairs")
+
+
+class RealImages:
+    """What a student's images are compared with: those that trained its teacher, or the teacher's own, of the pairs."""
+
+    def __init__(self, args: argparse.Namespace, teacher: Checkpoint, pairs: PairSet):
+        self.labels = None
+        if args.critic_images == "teacher":
+            self.count, self.first = pairs.training_count, pairs.held_out_count
+            self.gather = lambda indices: pairs.gather(indices + self.first).image
+            return
+        images = teachers_images(args, teacher).to(pairs.device)
+        self.count, self.labels = len(images), images.labels
+        self.gather = lambda indices: images.batch(*as_they_are(indices.to(pairs.device)))[0]
+
+
+def as_they_are(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """For `ImageData.batch`: these images (n,), and none of them mirrored."""
+    return indices, torch.zeros(len(indices), dtype=torch.bool, device=indices.device)
+
+
+def teachers_images(args: argparse.Namespace, teacher: Checkpoint):
+    """The images that trained the teacher, without those that it never saw. Raises UserError where they are others."""
+    header = teacher.header
+    arguments = header["arguments"]
+    if "images_sha256" not in header:
+        raise UserError(f"{teacher.path} was trained on noise pairs, not on images: --critic-images teacher")
+    folder = args.data_dir or Path(arguments["data_dir"])
+    data = load_images(arguments["data"], folder, teacher.model.config.image_size, arguments["crop"])
+    if data.sha256() != header["images_sha256"]:
+        raise UserError(f"the images in {folder} are not those that trained {teacher.path}: give --data-dir")
+    return split_held_out(data, arguments["val_fraction"])[0]
 
 
 class FrechetCritic(nn.Module):
     """The Fréchet distance between the student's images and the real ones (FD-loss, arXiv 2604.28190)."""
 
-    def __init__(self, network: Classifier, real_images: Callable[[Tensor], Tensor], count: int, window: int):
-        """`real_images`: from indices (n,) below `count` to images (n, C, H, W) in [-1, 1]."""
+    def __init__(self, network: Classifier, real: RealImages, window: int, per_step: int, precision: Precision):
         super().__init__()
         self.network = [network]  # in a list: it is no part of the critic's state
-        with torch.no_grad():
-            features = torch.cat(
-                [network.summary(real_images(indices)).double() for indices in torch.arange(count).split(CHUNK)]
+        chunks = torch.arange(real.count).split(CHUNK)
+        with torch.no_grad(), precision.autocast():
+            features = [
+                network.summary(real.gather(indices)) for indices in tqdm(chunks, desc="features of the real images")
+            ]
+        features = torch.cat(features)
+        smallest = max(features.shape[1], per_step)
+        if window < smallest:
+            raise UserError(
+                f"--critic-window {window} is too small: for {features.shape[1]} features and {per_step} images a step "
+                f"it must be {smallest} or more"
             )
-        covariance = torch.cov(features.T, correction=0)
-        self.running = RunningFrechetLoss(FrechetDistance(features.mean(dim=0), covariance), window)
+        self.running = RunningFrechetLoss(features, window)
 
     def forward(self, images: Tensor) -> Tensor:
         """A scalar loss of the student's images (N, C, H, W)."""
@@ -48,9 +130,11 @@ class AdversarialCritic(nn.Module):
 
     WIDTH, LEARNING_RATE = 64, 1e-3
 
-    def __init__(self, network: Classifier, real_batch: RealBatch):
+    def __init__(self, network: Classifier, real: RealImages, per_step: int, seed: int, flips: bool):
         super().__init__()
-        self.network, self.real_batch = [network], real_batch
+        self.network, self.real, self.seed, self.flips = [network], real, derive_seed("critic", seed), flips
+        self.order = EpochOrder(real.count, per_step, self.seed)
+        torch.manual_seed(self.seed)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, self.WIDTH, 1), nn.LeakyReLU(0.2), nn.Conv2d(self.WIDTH, 1, 1))
             for width in network.config.widths
@@ -65,13 +149,18 @@ class AdversarialCritic(nn.Module):
         return -self._answers(maps).mean()
 
     def update(self, step: int) -> None:
-        """One step of the discriminator, on the student's latest images and the real ones of this training step."""
+        """One step of the discriminator, on the student's latest images and as many real ones."""
         with torch.no_grad():
-            real = self._maps(self.real_batch(step))
+            real = self._maps(self._real_images(step))
         loss = F.relu(1 - self._answers(real)).mean() + F.relu(1 + self._answers(self.latest)).mean()
         self.optimizer.zero_grad(set_to_none=True)  # the student's step left gradients here, too
         loss.backward()
         self.optimizer.step()
+
+    def _real_images(self, step: int) -> Tensor:
+        images = self.real.gather(self.order.indices(step))
+        generator = torch.Generator(images.device).manual_seed(derive_seed("critic", self.seed, step))
+        return flip(images, random_flips(len(images), self.flips, generator))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         return [unit_length(features) * features.shape[1] ** 0.5 for features in self.network[0].features(images)]
@@ -85,3 +174,12 @@ class AdversarialCritic(nn.Module):
 
     def set_extra_state(self, state: dict) -> None:
         self.optimizer.load_state_dict(state)
+
+
+def make_critic(
+    args: argparse.Namespace, network: Classifier, real: RealImages, per_step: int, precision: Precision
+) -> FrechetCritic | AdversarialCritic:
+    """The critic that was asked for, of a student that shows it `per_step` images at every step."""
+    if args.critic == "frechet":
+        return FrechetCritic(network, real, args.critic_window, per_step, precision)
+    return AdversarialCritic(network, real, per_step, args.seed, not args.no_flips)

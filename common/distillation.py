@@ -17,8 +17,8 @@ from common.checkpoint import (
     student_settings,
 )
 from common.classifier import Classifier
-from common.critics import AdversarialCritic, FrechetCritic
-from common.data import EpochOrder, ImageData, load_images, split_held_out
+from common.critics import RealImages, add_critic_arguments, make_critic
+from common.data import EpochOrder
 from common.device import choose_device, choose_precision
 from common.distances import (
     PIXEL_LOSSES,
@@ -35,10 +35,8 @@ from common.presets import NETWORKS, STUDENT_RECIPE
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw
 from common.training import Trainer
-from common.training_arguments import add_training_arguments
+from common.training_arguments import add_training_arguments, check_training_arguments
 from common.unet import UNet
-
-CRITICS = ("frechet", "adversarial")
 
 
 def student_parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -61,27 +59,12 @@ def student_parser(description: str, out: str) -> argparse.ArgumentParser:
         "--feature-network",
         type=Path,
         default=Path("checkpoints/feature_network/feature_network.safetensors"),
-        help="for --loss features: checkpoint of feature_network.py",
+        help="for --loss features and --critic: checkpoint of feature_network.py",
     )
-    group.add_argument("--feature-weight", type=command_line.POSITIVE, default=0.2, help="of the features' distance")
+    group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.2)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
 
-    group = parser.add_argument_group("finishing leg: the student's images as a whole, in the feature network's eyes")
-    group.add_argument("--critic", choices=CRITICS, help="what compares their distribution (default: none)")
-    group.add_argument("--critic-weight", type=command_line.POSITIVE, default=0.01, help="of its loss")
-    group.add_argument(
-        "--critic-share",
-        type=command_line.FRACTION,
-        default=0.5,
-        help="share of the batch that starts from fresh noise, of which the teacher's images are not known",
-    )
-    group.add_argument(
-        "--critic-images", choices=("real", "teacher"), default="real", help="what the student's are compared with"
-    )
-    group.add_argument("--critic-window", type=command_line.COUNT, default=4096, help="samples that moments run over")
-    group.add_argument(
-        "--data-dir", type=Path, help="of the teacher's images (default: as it was given to the teacher)"
-    )
+    add_critic_arguments(parser)
     add_training_arguments(parser, STUDENT_RECIPE, out)
     command_line.add_device_arguments(parser)
     return parser
@@ -95,10 +78,18 @@ class Distillation:
         args: argparse.Namespace,
         stage: str,
         pairs_per_step: int,
+        fresh_per_step: int,
         num_states: int = 0,
         state_times: Sequence[float] | None = None,
     ):
-        """`num_states`: of the trajectory, between noise and image; `state_times`: which, if the pairs hold more."""
+        """`fresh_per_step`: images of fresh noise that a critic is shown.
+
+        `num_states`: of the trajectory, between noise and image; `state_times`: which, if the pairs hold more.
+        """
+        check_training_arguments(args)
+        if args.loss != "features" and args.feature_weight is not None:
+            raise UserError("--feature-weight needs --loss features")
+        args.feature_weight = args.feature_weight or (0.2 if args.loss == "features" else None)
         self.args, self.stage = args, stage
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
@@ -119,48 +110,19 @@ class Distillation:
         self.distance = PIXEL_LOSSES.get(args.loss, pseudo_huber)
         network = self._load_feature_network() if args.loss == "features" or args.critic else None
         self.feature_distance = FeatureDistance(network) if args.loss == "features" else None
-        self.critic = self._make_critic(network) if args.critic else None
+        self.real = RealImages(args, self.teacher, self.pairs) if args.critic else None
+        self.critic = make_critic(args, network, self.real, fresh_per_step, self.precision) if args.critic else None
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
         self.held_out = self.pairs.held_out()
         self.student = self._start()
 
     def _load_feature_network(self) -> Classifier:
         network, header, content = load_feature_network(self.args.feature_network, self.device)
-        self.pairs.require_shape((network.config.image_channels, network.config.image_size, network.config.image_size))
+        size = network.config.image_size
+        if tuple(self.pairs.header["image_shape"]) != (3, size, size):
+            raise UserError(f"{self.args.feature_network} looks at images of {size} x {size}, which these are not")
         self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
         return network
-
-    def _make_critic(self, network: Classifier) -> FrechetCritic | AdversarialCritic:
-        """Compares with the images that trained the teacher, or with those of the pairs that train the student."""
-        if self.args.critic_images == "real":
-            images = self._teachers_images()
-            count, unflipped = len(images), torch.zeros(len(images), dtype=torch.bool, device=self.device)
-
-            def real_images(indices: Tensor) -> Tensor:
-                return images.batch(indices.to(self.device), unflipped[: len(indices)])[0]
-        else:
-            count = self.pairs.training_count
-
-            def real_images(indices: Tensor) -> Tensor:
-                return self.pairs.gather(indices + self.pairs.held_out_count).image
-
-        if self.args.critic == "frechet":
-            return FrechetCritic(network, real_images, count, self.args.critic_window)
-        seed = derive_seed("critic", self.args.seed)
-        order = EpochOrder(count, self.args.batch_size, seed)
-        torch.manual_seed(seed)
-        return AdversarialCritic(network, lambda step: real_images(order.indices(step)))
-
-    def _teachers_images(self) -> ImageData:
-        header = self.teacher.header
-        arguments = header["arguments"]
-        if "images_sha256" not in header:
-            raise UserError(f"{self.args.teacher} was trained on noise pairs, not on images: --critic-images teacher")
-        folder = self.args.data_dir or Path(arguments["data_dir"])
-        data = load_images(arguments["data"], folder, self.teacher.model.config.image_size, arguments["crop"])
-        if data.sha256() != header["images_sha256"]:
-            raise UserError(f"the images in {folder} are not those that trained {self.args.teacher}: give --data-dir")
-        return split_held_out(data, arguments["val_fraction"])[0].to(self.device)
 
     def _start(self) -> UNet:
         teacher_config = self.teacher.model.config
@@ -196,7 +158,10 @@ class Distillation:
         num_classes = len(self.teacher.class_names)
         if not num_classes:
             return noise, None
-        return noise, torch.randint(num_classes, (count,), generator=generator, device=self.device)
+        if self.real.labels is None:
+            return noise, torch.randint(num_classes, (count,), generator=generator, device=self.device)
+        rows = torch.randint(len(self.real.labels), (count,), generator=generator, device=self.device)
+        return noise, self.real.labels[rows]  # classes as frequent as among the images that these are compared with
 
     def critic_loss(self, images: Tensor) -> Tensor:
         """A scalar, of the student's images (n, C, H, W) from fresh noise."""

@@ -8,12 +8,18 @@ from torch import Tensor, nn
 
 SMALLEST_EIGENVALUE = 1e-8
 """Of the largest: below it lies rounding."""
+BOOTSTRAPS = 4
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
     """The square root of a symmetric positive semi-definite matrix (D, D)."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of features (N, D), with N in the denominator."""
+    return features.mean(dim=0), torch.cov(features.T, correction=0)
 
 
 class FrechetDistance:
@@ -51,12 +57,18 @@ class RunningFrechetLoss(nn.Module):
 
     with the gradients g_m and G_S of the distance. They are found anew every `refresh` updates; in between, the running
     moments hardly move. The state is in buffers, so that a run goes on as it would have.
+
+    Of a window's samples the smaller eigenvalues come out too small, which would make a perfect generator spread its
+    samples wider. So from distance and G_S is taken what they are on average for as many samples of the reference.
     """
 
-    def __init__(self, reference: FrechetDistance, window: int = 4096, refresh: int = 16):
+    def __init__(self, reference: Tensor, window: int = 4096, refresh: int = 16):
+        """`reference`: features (N, D). `window` must be at least D, and no smaller than a batch."""
         super().__init__()
-        self.reference, self.window, self.refresh = reference, window, refresh
-        size, kind = len(reference.mean), {"dtype": torch.float64, "device": reference.mean.device}
+        reference = reference.double()
+        self.to_reference, self.window, self.refresh = FrechetDistance(*moments(reference)), window, refresh
+        size, kind = reference.shape[1], {"dtype": torch.float64, "device": reference.device}
+        self.usual_distance, self.usual_by_covariance = self._usual(reference)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("first_moment", torch.zeros(size, **kind))
@@ -67,14 +79,24 @@ class RunningFrechetLoss(nn.Module):
         self.register_buffer("by_covariance", torch.zeros(size, size, **kind))
         self.latest: Tensor | None = None
 
+    def _usual(self, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance and G_S of the reference's own samples. A running mean over N weighs as a plain one of 2 N does."""
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for _ in range(BOOTSTRAPS):
+            rows = torch.randint(len(reference), (2 * self.window,), generator=generator).to(reference.device)
+            found.append(self.to_reference(*moments(reference[rows])))
+        return sum(distance for distance, _, _ in found) / BOOTSTRAPS, sum(by for *_, by in found) / BOOTSTRAPS
+
     def forward(self, features: Tensor) -> Tensor:
         """The distance as last found, a scalar, with the gradient for the features (N, D) of the generator's images.
 
         Until as many samples as the window holds have been seen it is 0, without a gradient.
         """
         self.latest = features.detach()
-        away = features.float() - self.center.float()
-        change = away @ self.by_mean.float() + ((away @ self.by_covariance.float()) * away).sum(dim=1)
+        with torch.autocast(features.device.type, enabled=False):
+            away = features.float() - self.center.float()
+            change = away @ self.by_mean.float() + ((away @ self.by_covariance.float()) * away).sum(dim=1)
         change = change.mean()
         return self.distance.float() + change - change.detach()
 
@@ -86,11 +108,17 @@ class RunningFrechetLoss(nn.Module):
         share = len(features) / min(self.seen.item(), self.window)
         self.first_moment.lerp_(features.mean(dim=0), share)
         self.second_moment.lerp_(features.T @ features / len(features), share)
-        if self.seen >= self.window and self.updates % self.refresh == 0:
-            covariance = self.second_moment - torch.outer(self.first_moment, self.first_moment)
-            distance, by_mean, by_covariance = self.reference(self.first_moment, covariance)
-            self.distance.copy_(distance)
-            self.center.copy_(self.first_moment)
-            self.by_mean.copy_(by_mean)
-            self.by_covariance.copy_(by_covariance)
-        self.updates += self.seen >= self.window
+        if self.seen >= self.window:
+            if self.updates % self.refresh == 0:
+                self._find_gradients()
+            self.updates += 1
+
+    def _find_gradients(self) -> None:
+        covariance = self.second_moment - torch.outer(self.first_moment, self.first_moment)
+        if not covariance.isfinite().all():  # the loss is not finite either, and the training stops for that
+            return
+        distance, by_mean, by_covariance = self.to_reference(self.first_moment, covariance)
+        self.distance.copy_(distance - self.usual_distance)
+        self.center.copy_(self.first_moment)
+        self.by_mean.copy_(by_mean)
+        self.by_covariance.copy_(by_covariance - self.usual_by_covariance)

@@ -129,7 +129,7 @@ class PairSet:
             if path != shard_path(folder, index) or self.count != index * SHARD_SIZE:
                 raise UserError(f"{folder} lacks pairs before {path.name}: make them with generate_noise_dataset.py")
             self.count += shard["header"]["count"]
-        self.state_columns: list[int] | slice = slice(None)
+        self.state_columns = list(range(len(self.header["trajectory_times"])))
         self.held_out_count = min(HELD_OUT_PAIRS, self.count // 10)
         if not self.held_out_count:
             raise UserError(f"{folder} holds only {self.count} pairs: a tenth is held out, so make 10 or more")
@@ -204,13 +204,19 @@ class PairSet:
         parts = [(self.shards[shard], place) for shard, place in zip(present.tolist(), places, strict=True)]
 
         def gather_tensor(name: str) -> Tensor | None:
-            if name not in self.shards[0]:
+            if name not in self.shards[0] or (name == "states" and not self.state_columns):
                 return None
-            first = self.shards[0][name]
+            first = self.shards[0][name][:1]
+            if name == "states":
+                first = first[:, self.state_columns]
             rows = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
             for shard, place in parts:
-                rows[place] = shard[name][indices[place] % SHARD_SIZE]
-            rows = (rows[:, self.state_columns] if name == "states" else rows).to(self.device)
+                chosen = indices[place] % SHARD_SIZE
+                if name == "states":
+                    rows[place] = shard[name][chosen[:, None], self.state_columns]
+                else:
+                    rows[place] = shard[name][chosen]
+            rows = rows.to(self.device)
             return rows.float() if rows.is_floating_point() else rows
 
         return PairBatch(*(gather_tensor(name) for name in ("noise", "image", "states", "labels")))

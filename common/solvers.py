@@ -80,6 +80,9 @@ def grid_index(time: float, times: Sequence[float]) -> int | None:
 def nearest_times(wanted: Sequence[float], times: Sequence[float]) -> list[float]:
     """For each time that is wanted, the nearest of `times`. Raises UserError where two of them have the same."""
 
+    if len(times) < len(wanted):
+        raise UserError(f"{len(times) + 1} steps do not pass through {len(wanted)} times between 0 and 1")
+
     def nearest_to(time: float) -> float:
         nearest = min(times, key=lambda other: abs(other - time))
         return time if abs(nearest - time) < 1e-9 else nearest  # 1/4 is 1/4, whatever the rounding of the grid

@@ -1,4 +1,4 @@
-"""The training loop that all three training stages share.
+"""The training loop that all training stages share.
 
 A stage brings a model and a loss; the loop brings the schedule, the optimiser, EMA, the log, and the promise that a run
 which was stopped and run again ends bit-identical, on one CPU, to one that never stopped. Randomness is a function of
@@ -244,6 +244,10 @@ class Trainer:
         self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
         self.seconds_at_log = state["seconds_at_log"]
         if state["optimizer"] is None:
+            if self.step == args.steps:
+                raise UserError(
+                    f"of the run in {run} only the last weights are left: --branch-from it with more --steps"
+                )
             self.warmed_up_from = self.step
             for average in self.averages.values():
                 average.module.load_state_dict(state["model"])

@@ -1,11 +1,13 @@
 """The Fréchet distance against scipy's matrix root, and its gradients against finite differences."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
-from common.frechet import FrechetDistance, RunningFrechetLoss, symmetric_root
+from common.frechet import FrechetDistance, RunningFrechetLoss, moments, symmetric_root
 
 SIZE = 6
 
@@ -14,10 +16,6 @@ def gaussian_features(count, seed):
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(SIZE, SIZE, generator=generator).double()
     return torch.randn(count, SIZE, generator=generator).double() @ mixing + torch.randn(SIZE, generator=generator)
-
-
-def moments(features):
-    return features.mean(0), torch.cov(features.T, correction=0)
 
 
 def by_scipy(features, reference):
@@ -59,14 +57,22 @@ def test_a_covariance_without_full_rank_has_a_distance_and_finite_gradients():
     assert by_mean.isfinite().all() and by_covariance.isfinite().all()
 
 
+def whole_window(features):
+    """A running loss that has seen one batch, which fills its window; without what is usual for so few samples."""
+    running = RunningFrechetLoss(REFERENCE, window=len(features), refresh=1)
+    running.usual_distance, running.usual_by_covariance = 0.0, torch.zeros(SIZE, SIZE).double()
+    assert running(features).item() == 0
+    running.update()
+    return running
+
+
 def test_the_running_loss_is_the_distance_of_what_it_has_seen_and_its_gradient_scipys_slope():
     """With the whole window in one batch: the gradient by a feature, against the distance with that feature moved."""
     features = gaussian_features(40, 1)
-    running = RunningFrechetLoss(FrechetDistance(*moments(REFERENCE)), window=40, refresh=1)
-    assert running(features).item() == 0
-    running.update()
+    running = whole_window(features)
     ours = features.clone().requires_grad_()
-    loss = running(ours)
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training step, where nothing of it may be rounded so
+        loss = running(ours)
     assert loss.item() == pytest.approx(by_scipy(features, REFERENCE), rel=1e-5)
     loss.backward()
     step = 1e-4
@@ -79,23 +85,65 @@ def test_the_running_loss_is_the_distance_of_what_it_has_seen_and_its_gradient_s
         assert ours.grad[row, column].item() == pytest.approx(sum(slopes), rel=1e-3, abs=1e-6)
 
 
+def test_a_perfect_generator_is_left_alone():
+    """The mean slope along the size of its samples is nothing; without the correction it would widen them."""
+    window, slopes, distances, uncorrected = 12, [], [], []
+    for seed in range(200):
+        rows = torch.randint(500, (2 * window,), generator=torch.Generator().manual_seed(1000 + seed))
+        running = RunningFrechetLoss(REFERENCE, window=window, refresh=1)
+        running(REFERENCE[rows])
+        running.update()
+        running.second_moment.copy_(REFERENCE[rows].T @ REFERENCE[rows] / len(rows))
+        running.first_moment.copy_(REFERENCE[rows].mean(0))
+        running._find_gradients()
+        covariance = moments(REFERENCE)[1]
+        slopes.append((running.by_covariance * covariance).sum().item())
+        uncorrected.append(((running.by_covariance + running.usual_by_covariance) * covariance).sum().item())
+        distances.append(running.distance.item())
+    size = covariance.trace().item()
+    assert np.mean(uncorrected) / size < -0.03
+    assert abs(np.mean(slopes)) < abs(np.mean(uncorrected)) / 3
+    assert abs(np.mean(distances)) < 0.2 * running.usual_distance
+
+
 def test_the_moments_are_the_windows_mean_and_then_run():
     """Equal shares until the window is full; then each batch counts by its share of the window."""
-    running = RunningFrechetLoss(FrechetDistance(*moments(REFERENCE)), window=20, refresh=1)
+    running = RunningFrechetLoss(REFERENCE, window=20, refresh=1)
     batches = gaussian_features(30, 3).split(10)
     for batch in batches:
         running(batch)
         running.update()
-    first = torch.cat(batches[:2]).mean(0)
-    torch.testing.assert_close(running.first_moment, (first + batches[2].mean(0)) / 2)
+    first = torch.cat(batches[:2])
+    torch.testing.assert_close(running.first_moment, (first.mean(0) + batches[2].mean(0)) / 2)
+    squares = (first.T @ first / 20 + batches[2].T @ batches[2] / 10) / 2
+    torch.testing.assert_close(running.second_moment, squares)
     assert (running.seen, running.updates) == (30, 2)
+
+
+def test_gradients_are_found_anew_every_so_many_updates():
+    running = RunningFrechetLoss(REFERENCE, window=10, refresh=3)
+    found = []
+    for batch in gaussian_features(60, 3).split(10):
+        running(batch)
+        running.update()
+        found.append(running.by_mean.clone())
+    changes = [not torch.equal(before, after) for before, after in pairwise(found)]
+    assert changes == [False, False, True, False, False]
+
+
+def test_values_that_are_not_finite_leave_the_last_gradients():
+    running = whole_window(gaussian_features(40, 1))
+    before = running.by_covariance.clone()
+    running(torch.full((4, SIZE), float("nan")))
+    running.update()
+    assert torch.equal(running.by_covariance, before)
 
 
 def test_gradient_descent_on_the_running_loss_reaches_the_reference():
     """An affine generator of a Gaussian learns another Gaussian."""
     torch.manual_seed(0)
     generator = torch.nn.Linear(SIZE, SIZE).double()
-    running = RunningFrechetLoss(FrechetDistance(*moments(REFERENCE)), window=256, refresh=2)
+    running = RunningFrechetLoss(REFERENCE, window=256, refresh=2)
     optimizer = torch.optim.Adam(generator.parameters(), lr=0.03)
     start = by_scipy(generator(torch.randn(2000, SIZE).double()).detach(), REFERENCE)
     for _ in range(500):

@@ -5,6 +5,7 @@ All training pairs go into the one step, so that their order does not matter; ev
 
 import shutil
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from common.critics import AdversarialCritic
 from common.data import EpochOrder
 from common.distances import FeatureDistance, pseudo_huber, variance_around_class_mean
 from common.files import sha256
-from common.noise import derive_seed
 from common.pairs import PairSet
 from common.run_log import read_metrics
 from common.sampling import SamplingSettings, draw
@@ -116,13 +116,14 @@ def test_four_step_student_with_steps_of_its_own(first_record, run_script, tmp_p
 
 
 def test_four_step_student_on_the_teachers_states(first_record, training_pairs):
-    """Every fourth pair, in the order of the run, is at the same one of its steps."""
+    """A quarter of the pairs, in the order of the run, is at the same one of its steps."""
     order = EpochOrder(NUM_TRAINING, NUM_TRAINING, seed=0).indices(0)
     path, labels = training_pairs.path[order], training_pairs.labels[order]
     errors = []
-    for index, t in enumerate((0, 0.25, 0.5, 0.75)):
-        start, end = path[index::4, index], path[index::4, index + 1]
-        errors.append((start + 0.25 * velocity(start, t, labels[index::4]) - end).square().flatten(1).mean(1))
+    quarters = (slice(0, 5), slice(5, 9), slice(9, 14), slice(14, 18))
+    for index, rows in enumerate(quarters):
+        start, end = path[rows, index], path[rows, index + 1]
+        errors.append((start + 0.25 * velocity(start, index / 4, labels[rows]) - end).square().flatten(1).mean(1))
     record = first_record("four_step_student.py", "--batch-size", NUM_TRAINING, "--own-share", 0)
     assert record["loss"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
 
@@ -173,10 +174,38 @@ def test_a_critic_judges_the_images_of_fresh_noise(script, batch, rolled_out, fi
         x = x + length * velocity(x, t, pair.labels)
         fresh = fresh + length * velocity(fresh, t, labels)
         losses.append((x - target).square().mean().item())
-    torch.manual_seed(derive_seed("critic", 0))
-    judged = AdversarialCritic(network, None)(fresh).item()
+    real = SimpleNamespace(count=NUM_TRAINING)
+    judged = AdversarialCritic(network, real, 6, seed=0, flips=False)(fresh).item()
     assert judged != 0
     assert record["loss"] == pytest.approx(sum(losses) / rolled_out + 2 * judged, rel=1e-3)
+
+
+def test_a_critics_gradient_goes_through_all_four_steps(first_record, training_pairs, tmp_path):
+    """Its images have no other loss, so that it alone can teach the first three steps anything of them."""
+    network = save_feature_network(tmp_path / "features.safetensors")
+    arguments = (
+        "--critic",
+        "adversarial",
+        "--critic-images",
+        "teacher",
+        "--critic-weight",
+        1e3,
+        "--critic-share",
+        0.25,
+    )
+    files = ("--feature-network", tmp_path / "features.safetensors")
+    record = first_record("four_step_student.py", "--batch-size", 96, "--own-share", 1, *arguments, *files)
+    generator = step_generator(0, 0, CPU)
+    torch.rand(NUM_TRAINING, generator=generator)  # the flips
+    fresh = torch.randn(6, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (6,), generator=generator)
+    student = random_network()
+    for index in range(4):
+        fresh = fresh + student(fresh, torch.full((6,), index / 4), labels) / 4
+    critic = AdversarialCritic(network.requires_grad_(False), SimpleNamespace(count=18), 6, seed=0, flips=False)
+    (1e3 * critic(fresh)).backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item()
+    assert record["gradient_norm"] == pytest.approx(norm, rel=0.02)  # the pairs' own loss has a little of it
 
 
 @pytest.mark.parametrize("label_dropout", [0, 1])

@@ -126,7 +126,9 @@ def test_states_are_kept_at_the_solvers_times_nearest_to_those_asked_for(generat
 
 
 def test_times_that_the_solver_cannot_tell_apart_are_refused(generate, tmp_path):
-    assert "too close together" in generate("pairs", "--num-steps", 3).error_line
+    assert "2 steps do not pass through 3 times" in generate("pairs", "--num-steps", 2).error_line
+    assert "1 steps do not" in generate("pairs", "--num-steps", 1).error_line
+    assert "too close together" in generate("pairs", "--num-steps", 5, "--trajectory-times", 0.3, 0.31).error_line
     assert not (tmp_path / "pairs").exists()
 
 
@@ -139,7 +141,7 @@ def test_a_student_chooses_among_the_states(generate, tmp_path):
     assert pairs.select_states(3, [0.2, 0.6, 0.8]) == [0.25, pairs.header["trajectory_times"][2], 0.75]
     assert torch.equal(pairs.gather(torch.arange(5)).states, everything.states[:, [0, 2, 3]])
     assert pairs.select_states(0) == []
-    assert pairs.gather(torch.arange(5)).states.shape[1] == 0
+    assert pairs.gather(torch.arange(5)).states is None
     generate("bare", "--trajectory-times")
     with pytest.raises(UserError, match=r"hold 0 states .* --trajectory-times"):
         PairSet(tmp_path / "bare", CPU).select_states(3)

@@ -48,8 +48,8 @@ def logged_steps(folder: Path) -> int:
 def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
     distillation = ("--teacher", teacher, "--pairs", pairs, *STEPS)
     data = ("--preset", "tiny", *STEPS)
+    window = ("--critic-window", "48")
     critic = ("--feature-network", pairs.parent / "features.safetensors", "--critic-images", "teacher")
-    critic += ("--critic-window", "12")
     return {
         "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
         "muon": (
@@ -59,7 +59,16 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
         "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
         "one_step": ("distill_student.py", *distillation),
         "four_step": ("four_step_student.py", *distillation),
-        "one_step_frechet": ("distill_student.py", *distillation, *critic, "--critic", "frechet", "--loss", "features"),
+        "one_step_frechet": (
+            "distill_student.py",
+            *distillation,
+            *critic,
+            "--critic",
+            "frechet",
+            *window,
+            "--loss",
+            "features",
+        ),
         "four_step_adversarial": (
             "four_step_student.py",
             *distillation,
@@ -69,6 +78,7 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
             "--own-share",
             "1",
         ),
+        "four_step_path": ("four_step_student.py", *distillation, "--own-gradient", "path"),
         "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *STEPS),
     }
 
@@ -94,10 +104,11 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert [step for step, _ in losses[0]] == list(range(1, 25))
 
 
-CRITICS = ("one_step_frechet", "four_step_adversarial")
+STAGES = ["teacher", "muon", "reflow", "one_step", "four_step", "features"]
+STAGES += ["four_step_path", "one_step_frechet", "four_step_adversarial"]
 
 
-@pytest.mark.parametrize("stage", ["teacher", "muon", "reflow", "one_step", "four_step", "features", *CRITICS])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stopped_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp_path):
     """Stopped after 7 steps by Ctrl-C, as the user does it; saved then, though no save was due."""
     script, *arguments = commands[stage]
