@@ -18,7 +18,7 @@ NEEDED = {
     *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
 }
 """What a line must say for the tables and figures."""
-HEADER = ("model", "run", "NFE", "FID", "KID x 1000", "precision", "recall", "seed")
+HEADER = ("model", "training FLOP", "run", "NFE", "FID", "KID x 1000", "precision", "recall", "seed")
 MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 
 
@@ -103,6 +103,7 @@ def table_rows(group: Sequence[dict]) -> list[tuple[str, ...]]:
     return [
         (
             name_of(result),
+            f"{result['training_flop']:.3g}" if result["training_flop"] else "",
             run_of(result),
             f"{result['nfe']:g}" if result["nfe"] else "",
             _number(result["fid"], 2),

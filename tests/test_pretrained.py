@@ -10,6 +10,7 @@ from common.checkpoint import load_checkpoint
 from common.distances import mean_squared, variance_around_class_mean
 from common.noise import sample_noise
 from common.sampling import SamplingSettings, balanced_labels, draw
+from common.training_state import COMPACT_FILE, load_training_state
 from common.unet import count_values
 
 PRETRAINED = ROOT / "checkpoints" / "pretrained"
@@ -43,3 +44,16 @@ def test_the_students_are_those_of_the_teacher_and_close_to_it():
         assert error < teachers_error
         assert error < 0.2 * variance
     assert torch.isfinite(images).all()
+
+
+def test_what_is_kept_of_the_unfinished_teacher_is_of_one_run():
+    """Its branch is a teacher of the shipped one's network and images, and the trunk's weights fit it."""
+    folder = ROOT / "checkpoints" / "unfinished"
+    branch, shipped = load_checkpoint(folder / "teacher_3e15.safetensors"), load_checkpoint(PRETRAINED / NAMES[0])
+    assert branch.model.config == shipped.model.config
+    trunk = load_training_state(folder / COMPACT_FILE)
+    for name in ("images_sha256", "class_names"):
+        assert branch.header[name] == shipped.header[name] == trunk["identity"][name]
+    assert trunk["identity"]["network"] == branch.model.config.to_dict()
+    assert trunk["step"] > branch.header["step"] * 0.8
+    branch.model.load_state_dict(trunk["model"], strict=True)
