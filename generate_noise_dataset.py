@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from common import command_line
 from common.device import choose_device, choose_precision
-from common.errors import UserError
 from common.files import save_tensor_file
 from common.noise import BLOCK_SIZE
 from common.pairs import (
@@ -65,9 +64,7 @@ def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    teacher = command_line.load_guided(args.teacher, args, device)
-    if teacher.is_student:
-        raise UserError(f"{args.teacher} is a {teacher.stage} student: pairs are made by a teacher")
+    teacher = command_line.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
     settings = command_line.sampling_settings(args, teacher, TEACHER_SETTINGS)
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
 

@@ -22,12 +22,11 @@ from common.command_line import (
     COUNT_OR_ZERO,
     add_device_arguments,
     add_guidance_arguments,
-    load_guided,
+    load_teacher,
     run,
     sampling_settings,
 )
 from common.device import choose_device, choose_precision, describe_machine
-from common.errors import UserError
 from common.sampling import TEACHER_SETTINGS, SamplingSettings, draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS
 from common.tables import text_table
@@ -62,9 +61,7 @@ def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    teacher = load_guided(args.teacher, args, device)
-    if teacher.is_student:
-        raise UserError(f"{args.teacher} is a {teacher.stage} student: it has no solver to choose")
+    teacher = load_teacher(args.teacher, args, device, otherwise="it has no solver to choose")
     reference_settings = sampling_settings(args, teacher, TEACHER_SETTINGS)
 
     def images(settings: SamplingSettings) -> tuple[Tensor, int]:

@@ -25,12 +25,11 @@ from common.command_line import (
     add_device_arguments,
     add_sampling_arguments,
     bounded,
-    load_guided,
+    load_teacher,
     run,
     sampling_settings,
 )
 from common.device import choose_device, choose_precision, describe_machine
-from common.errors import UserError
 from common.noise import sample_noise
 from common.sampling import TEACHER_SETTINGS, GuidedVelocity, balanced_labels, draw_in_steps
 from common.solvers import FIXED_STEP_SOLVERS, in_words, nearest_times
@@ -54,9 +53,7 @@ def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    teacher = load_guided(args.teacher, args, device)
-    if teacher.is_student:
-        raise UserError(f"{args.teacher} is a {teacher.stage} student: its steps are chosen already")
+    teacher = load_teacher(args.teacher, args, device, otherwise="its steps are chosen already")
     settings = sampling_settings(args, teacher, TEACHER_SETTINGS)
 
     noise = sample_noise(args.seed, 0, args.num_samples, teacher.model.config.image_shape).to(device)

@@ -153,6 +153,14 @@ def load_guided(path: Path, args: argparse.Namespace, device: torch.device) -> C
     return checkpoint.guided_by(load_checkpoint(args.guide, device))
 
 
+def load_teacher(path: Path, args: argparse.Namespace, device: torch.device, otherwise: str) -> Checkpoint:
+    """A teacher with its `--guide`. Raises UserError for a student, which says `otherwise` what is wrong with it."""
+    checkpoint = load_guided(path, args, device)
+    if checkpoint.is_student:
+        raise UserError(f"{path} is a {checkpoint.stage} student: {otherwise}")
+    return checkpoint
+
+
 def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: SamplingSettings) -> SamplingSettings:
     """How to draw from `checkpoint`: `base`, changed by what was given on the command line.
 
