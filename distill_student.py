@@ -43,11 +43,7 @@ def main() -> int:
         """The jump must land on the teacher's image (Liu et al. 2022, section 2.2). A critic judges fresh noise's."""
         generator = step_generator(args.seed, step, run.device)
         pair = run.batch(step, generator)
-        if not run.critic:
-            return run.image_distance(jump(network, pair.noise, pair.labels), pair.image).mean()
-        fresh_noise, fresh_labels = run.fresh_noise(num_fresh, generator)
-        labels = None if fresh_labels is None else torch.cat([pair.labels, fresh_labels])
-        images = jump(network, torch.cat([pair.noise, fresh_noise]), labels)
+        images = jump(network, *run.with_fresh_noise(pair, generator))
         return run.image_distance(images[:num_pairs], pair.image).mean() + run.critic_loss(images[num_pairs:])
 
     return run.train(batch_loss, "student.safetensors")

@@ -111,20 +111,15 @@ def main() -> int:
     def batch_loss(network, step):
         generator = step_generator(args.seed, step, run.device)
         pair = run.batch(step, generator)
-        own = pair[num_teacher:]
-        noise, labels = own.noise, own.labels
-        if run.critic:
-            fresh_noise, fresh_labels = run.fresh_noise(num_fresh, generator)
-            noise = torch.cat([noise, fresh_noise])
-            labels = None if fresh_labels is None else torch.cat([labels, fresh_labels])
-        losses = []
+        own, losses = pair[num_teacher:], []
         if num_teacher:
             losses.append(loss_on_teacher_states(network, pair[:num_teacher]))
-        if len(noise):
-            states = roll_out(network, noise, labels, num_own)
+        if num_own + num_fresh == 0:
+            return torch.cat(losses).mean()
+        states = roll_out(network, *run.with_fresh_noise(own, generator), num_own)
+        if num_own:
             losses.append(loss_on_own_states([state[:num_own] for state in states], own))
-        loss = torch.cat(losses).mean()
-        return loss + run.critic_loss(states[-1][num_own:]) if run.critic else loss
+        return torch.cat(losses).mean() + run.critic_loss(states[-1][num_own:])
 
     return run.train(batch_loss, "four_step.safetensors")
 

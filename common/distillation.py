@@ -90,7 +90,7 @@ class Distillation:
         if args.loss != "features" and args.feature_weight is not None:
             raise UserError("--feature-weight needs --loss features")
         args.feature_weight = args.feature_weight or (0.2 if args.loss == "features" else None)
-        self.args, self.stage = args, stage
+        self.args, self.stage, self.fresh_per_step = args, stage, fresh_per_step
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
         self.teacher = load_checkpoint(args.teacher, self.device)
@@ -152,7 +152,14 @@ class Distillation:
         flips = random_flips(len(indices), not self.args.no_flips, generator)
         return self.pairs.training_batch(indices, flips)
 
-    def fresh_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def with_fresh_noise(self, pair: PairBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The pairs' noise and labels and, for the critic, those of fresh noise after them."""
+        if not self.critic:
+            return pair.noise, pair.labels
+        noise, labels = self._fresh_noise(self.fresh_per_step, generator)
+        return torch.cat([pair.noise, noise]), None if labels is None else torch.cat([pair.labels, labels])
+
+    def _fresh_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Noise (count, C, H, W) that belongs to no pair, and labels (count,) where the student has classes."""
         noise = torch.randn(count, *self.student.config.image_shape, generator=generator, device=self.device)
         num_classes = len(self.teacher.class_names)
@@ -164,8 +171,8 @@ class Distillation:
         return noise, self.real.labels[rows]  # classes as frequent as among the images that these are compared with
 
     def critic_loss(self, images: Tensor) -> Tensor:
-        """A scalar, of the student's images (n, C, H, W) from fresh noise."""
-        return self.args.critic_weight * self.critic(images)
+        """A scalar, of the student's images (n, C, H, W) from fresh noise; 0 without a critic."""
+        return self.args.critic_weight * self.critic(images) if self.critic else torch.zeros((), device=self.device)
 
     def train(self, batch_loss, weights_name: str) -> int:
         settings = self.settings
