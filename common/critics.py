@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common import command_line
 from common.checkpoint import Checkpoint
 from common.classifier import Classifier
-from common.data import EpochOrder, flip, load_images, split_held_out
+from common.data import EpochOrder, ImageData, flip, images_behind
 from common.device import Precision
 from common.distances import unit_length
 from common.errors import UserError
@@ -81,17 +81,11 @@ def as_they_are(indices: Tensor) -> tuple[Tensor, Tensor]:
     return indices, torch.zeros(len(indices), dtype=torch.bool, device=indices.device)
 
 
-def teachers_images(args: argparse.Namespace, teacher: Checkpoint):
-    """The images that trained the teacher, without those that it never saw. Raises UserError where they are others."""
-    header = teacher.header
-    arguments = header["arguments"]
-    if "images_sha256" not in header:
+def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:
+    """The images that trained the teacher, without those that it never saw. Raises UserError where there are none."""
+    if "images_sha256" not in teacher.header:
         raise UserError(f"{teacher.path} was trained on noise pairs, not on images: --critic-images teacher")
-    folder = args.data_dir or Path(arguments["data_dir"])
-    data = load_images(arguments["data"], folder, teacher.model.config.image_size, arguments["crop"])
-    if data.sha256() != header["images_sha256"]:
-        raise UserError(f"the images in {folder} are not those that trained {teacher.path}: give --data-dir")
-    return split_held_out(data, arguments["val_fraction"])[0]
+    return images_behind(teacher.path, teacher.header, args.data_dir)[0]
 
 
 class FrechetCritic(nn.Module):

@@ -92,6 +92,19 @@ def split_held_out(data: ImageData, fraction: float) -> tuple[ImageData, ImageDa
     return data.select(torch.nonzero(~held_out).flatten()), data.select(torch.nonzero(held_out).flatten())
 
 
+def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple[ImageData, ImageData]:
+    """(training, held out) of the checkpoint at `path`, by its header; `folder`, where they have been moved.
+
+    Raises UserError where other images are found there than it was trained on.
+    """
+    arguments = header["arguments"]
+    folder = folder or Path(arguments["data_dir"])
+    data = load_images(arguments["data"], folder, header["config"]["image_size"], arguments["crop"])
+    if data.sha256() != header["images_sha256"]:
+        raise UserError(f"the images in {folder} are not those that trained {path}: give --data-dir")
+    return split_held_out(data, arguments["val_fraction"])
+
+
 class EpochOrder:
     """The order in which a run visits its samples: a new permutation every epoch, a function of seed and epoch alone.
 

@@ -19,7 +19,7 @@ from common.checkpoint import (
 from common.classifier import Classifier
 from common.critics import RealImages, add_critic_arguments, make_critic
 from common.data import EpochOrder
-from common.device import choose_device, choose_precision
+from common.device import Precision, choose_device, choose_precision
 from common.distances import (
     PIXEL_LOSSES,
     FeatureDistance,
@@ -194,9 +194,7 @@ class Distillation:
 
     def held_out_error(self, network: UNet, settings: SamplingSettings) -> float:
         """Mean squared error against the teacher's images, from the same noise, on pairs that trained nothing."""
-        batches = [self.held_out[start : start + BLOCK_SIZE] for start in range(0, len(self.held_out), BLOCK_SIZE)]
-        drawn = [draw(network, batch.noise, batch.labels, settings, precision=self.precision) for batch in batches]
-        return mean_squared(torch.cat([batch.images for batch in drawn]), self.held_out.image).item()
+        return error_on_pairs(network, settings, self.held_out, self.precision)
 
     def held_out_report(self, student: UNet) -> str:
         """The student beside its teacher run with as many and with twice as many Euler steps.
@@ -218,3 +216,10 @@ class Distillation:
             error = self.held_out_error(network, settings)
             lines.append(f"  {name:55} {error:.4f}  {share_of_variance(error, variance)}")
         return "\n".join(lines)
+
+
+def error_on_pairs(network: UNet, settings: SamplingSettings, pairs: PairBatch, precision: Precision) -> float:
+    """The mean squared error of a network's images against the pairs', from the same noise."""
+    batches = [pairs[start : start + BLOCK_SIZE] for start in range(0, len(pairs), BLOCK_SIZE)]
+    drawn = [draw(network, batch.noise, batch.labels, settings, precision=precision) for batch in batches]
+    return mean_squared(torch.cat([batch.images for batch in drawn]), pairs.image).item()
