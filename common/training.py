@@ -27,6 +27,7 @@ from common.images import save_picture
 from common.noise import derive_seed
 from common.optimisation import ema_update, learning_rate_factor, make_optimizer
 from common.run_log import RunLog, draw_loss_curve
+from common.step_meter import StepMeter
 from common.stopping import StopRequest
 from common.training_arguments import check_training_arguments, identifying, recorded
 from common.training_state import (
@@ -88,9 +89,7 @@ class Trainer:
 
         self.step = 0
         self.warmed_up_from = 0
-        self.seconds = 0.0
-        self.seconds_at_log = 0.0
-        self.window: list[list[float]] = []  # the loss and gradient norm of each step since the last logged one
+        self.meter = StepMeter()
         self.averages = {decay: self._average(decay) for decay in (args.ema_decay, *args.more_ema_decays)}
         self.optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay)
         self.flop_per_step = self._count_flop()
@@ -122,16 +121,17 @@ class Trainer:
         stop = StopRequest(args.max_minutes)
         last_save = time.monotonic()
         bar = tqdm(total=args.steps, initial=self.step, unit="step", desc=self.header["stage"], smoothing=0.05)
-        self._start_clock()
+        self.meter.start()
 
         with stop, bar:
             while self.step < args.steps and not stop:
-                self.unseen.append(self._train_step())
+                self.meter.add(self._train_step())
                 self.step += 1
                 bar.update()
                 finished = self.step == args.steps
                 if self.step % args.log_every == 0 or finished:
-                    metrics = self._take_window()
+                    self._look()
+                    metrics = self.meter.take_window(args.batch_size)
                     bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s")
                     log.add(self.step, **metrics, **self._progress())
                 if self.step % args.evaluate_every == 0 or finished:
@@ -168,37 +168,14 @@ class Trainer:
             average.update_parameters(self.model)
         return torch.stack([loss.detach(), norm])
 
-    def _start_clock(self) -> None:
-        self.unseen: list[Tensor] = []
-        self.clock = time.monotonic()
-
     def _look(self) -> None:
-        """Fetches what the steps since the last look gave, and their time: fetching at every step would stall a GPU.
-
-        Raises UserError where a loss or a gradient is not finite; none of these steps has been saved.
-        """
-        if self.unseen:
-            values = torch.stack(self.unseen).float().cpu()  # waits for the device, so the time is of finished steps
-            finite = torch.isfinite(values).all(dim=1)
-            if not finite.all():
-                step = self.step - len(values) + int(torch.nonzero(~finite)[0])
-                raise UserError(
-                    f"the loss or its gradient is not finite at step {step}; {self.args.out} is as it was last saved. "
-                    "Try a lower --learning-rate, or --precision fp32"
-                )
-            self.window += values.tolist()
-        self.seconds += time.monotonic() - self.clock
-        self._start_clock()
-
-    def _take_window(self) -> dict[str, float]:
-        """The means since the last logged step."""
-        self._look()
-        losses, norms = zip(*self.window, strict=True)
-        count = len(self.window)
-        self.window = []
-        seconds, self.seconds_at_log = self.seconds - self.seconds_at_log, self.seconds
-        rate = count * self.args.batch_size / seconds
-        return {"loss": sum(losses) / count, "gradient_norm": sum(norms) / count, "images_per_second": rate}
+        """Raises UserError where the loss or the gradient of a step is not finite; no such step has been saved."""
+        steps_ago = self.meter.look()
+        if steps_ago:
+            raise UserError(
+                f"the loss or its gradient is not finite at step {self.step - steps_ago}; {self.args.out} is as it was "
+                "last saved. Try a lower --learning-rate, or --precision fp32"
+            )
 
     def _evaluate(self) -> dict[str, float]:
         self._look()
@@ -210,11 +187,11 @@ class Trainer:
                 metrics |= {f"{name}{suffix}": value for name, value in measured.items()}
         if self.preview:
             save_picture(self.preview(self.ema_model), self.args.out / "previews" / f"step_{self.step:07d}.png")
-        self._start_clock()
+        self.meter.start()
         return metrics
 
     def _progress(self) -> dict[str, float]:
-        return {"seconds": round(self.seconds, 1), "training_flop": float(self.step * self.flop_per_step)}
+        return {"seconds": round(self.meter.seconds, 1), "training_flop": float(self.step * self.flop_per_step)}
 
     def _count_flop(self) -> int:
         """Of one whole training step: forward and backward passes of every network in it."""
@@ -241,8 +218,8 @@ class Trainer:
         check_schedule(state, args, run)
         check_averages(state, self.averages, run)
         self.model.load_state_dict(state["model"])
-        self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
-        self.seconds_at_log = state["seconds_at_log"]
+        self.step = state["step"]
+        self.meter.load_state_dict(state)
         if state["optimizer"] is None:
             if self.step == args.steps:
                 raise UserError(
@@ -271,9 +248,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "critic": self.critic.state_dict() if self.critic else None,
             "step": self.step,
-            "seconds": self.seconds,
-            "seconds_at_log": self.seconds_at_log,
-            "window": self.window,
+            **self.meter.state_dict(),
             "warmed_up_from": self.warmed_up_from,
             "schedule": [self.args.steps, self.args.decay_steps],
             "identity": self.identity,
@@ -281,7 +256,7 @@ class Trainer:
         save_tensor_file(self.args.out / STATE_FILE, state)
         if and_compact:
             save_tensor_file(self.args.out / COMPACT_FILE, compact(state))
-        self._start_clock()
+        self.meter.start()
 
     def _save_weights(self, path: Path | None = None) -> None:
         totals = {
@@ -298,7 +273,7 @@ class Trainer:
         args = self.args
         print(
             f"{self.weights_path}: step {self.step:,} of {args.steps:,}, {self.step * args.batch_size:,} images, "
-            f"{self.step * self.flop_per_step:.3g} training FLOP, {self.seconds / 60:.1f} minutes of training"
+            f"{self.step * self.flop_per_step:.3g} training FLOP, {self.meter.seconds / 60:.1f} minutes of training"
         )
         if self.step == args.steps:
             return 0
