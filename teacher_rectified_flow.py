@@ -91,8 +91,7 @@ def main() -> int:
     # Model
     torch.manual_seed(derive_seed("weights", args.seed))
     model = prepare(UNet(replace(config, num_classes=len(class_names))), device)
-    if args.init:
-        load_initial_weights(model, args.init)
+    beginning = load_initial_weights(model, args.init) if args.init else {}
 
     # Loss
     def flow_loss(network, noise, image, labels, time_distribution, label_dropout, generator):
@@ -132,7 +131,7 @@ def main() -> int:
         batch_loss=batch_loss,
         evaluate=evaluate,
         preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),
-        header={"stage": "teacher", "class_names": class_names, **source.description},
+        header={"stage": "teacher", "class_names": class_names, **source.description, **beginning},
         snapshot_steps=args.snapshot_steps,
     )
     return trainer.train()

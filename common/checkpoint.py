@@ -155,12 +155,16 @@ def load_header(path: str | Path) -> dict:
     return header
 
 
-def load_initial_weights(model: UNet, path: str | Path) -> None:
-    """Starts `model` from the weights of a checkpoint. Raises UserError where their architectures differ."""
+def load_initial_weights(model: UNet, path: str | Path) -> dict:
+    """Starts `model` from the weights of a checkpoint. Returns what the header says of them: their hash, their cost.
+
+    Raises UserError where their architectures differ.
+    """
     initial = load_checkpoint(path)
     if initial.model.config != model.config:
         raise UserError(f"the weights in {path} are of another network: {initial.model.config}, not {model.config}")
     model.load_state_dict(initial.model.state_dict())
+    return {"initial_weights": initial.sha256, "initial_training_flop": initial.header["training_flop"]}
 
 
 def _read_header(path: Path) -> dict:

@@ -134,7 +134,7 @@ class Distillation:
         else:
             student = UNet(teacher_config)
         if self.args.init:
-            load_initial_weights(student, self.args.init)
+            self.header |= load_initial_weights(student, self.args.init)
         elif not self.args.preset:
             student.load_state_dict(self.teacher.model.state_dict())
         return prepare(student, self.device)

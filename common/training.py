@@ -100,6 +100,11 @@ class Trainer:
     def ema_model(self) -> nn.Module:
         return self.averages[self.args.ema_decay].module
 
+    @property
+    def training_flop(self) -> int:
+        """Of the network so far, with what the weights that it started from had cost (`--init`)."""
+        return self.header.get("initial_training_flop", 0) + self.step * self.flop_per_step
+
     def _average(self, decay: float) -> AveragedModel:
         average = AveragedModel(self.model, multi_avg_fn=ema_update(decay, num_averaged=lambda: self.step))
         average.n_averaged = average.n_averaged.cpu()  # AveragedModel looks at it at every step: no GPU has to wait
@@ -191,7 +196,7 @@ class Trainer:
         return metrics
 
     def _progress(self) -> dict[str, float]:
-        return {"seconds": round(self.meter.seconds, 1), "training_flop": float(self.step * self.flop_per_step)}
+        return {"seconds": round(self.meter.seconds, 1), "training_flop": float(self.training_flop)}
 
     def _count_flop(self) -> int:
         """Of one whole training step: forward and backward passes of every network in it."""
@@ -262,7 +267,7 @@ class Trainer:
         totals = {
             "step": self.step,
             "images_seen": self.step * self.args.batch_size,
-            "training_flop": self.step * self.flop_per_step,
+            "training_flop": self.training_flop,
         }
         path = path or self.weights_path
         for decay, average in self.averages.items():
@@ -273,7 +278,7 @@ class Trainer:
         args = self.args
         print(
             f"{self.weights_path}: step {self.step:,} of {args.steps:,}, {self.step * args.batch_size:,} images, "
-            f"{self.step * self.flop_per_step:.3g} training FLOP, {self.meter.seconds / 60:.1f} minutes of training"
+            f"{self.training_flop:.3g} training FLOP, {self.meter.seconds / 60:.1f} minutes of training"
         )
         if self.step == args.steps:
             return 0

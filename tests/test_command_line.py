@@ -109,7 +109,11 @@ def test_reflow_starts_from_the_teacher(pipeline, run_script):
     arguments = ("--preset", "tiny", "--pairs", "noise_pairs", "--time-distribution", "u-shaped", "--init", MODELS[0])
     assert run_script("teacher_rectified_flow.py", *arguments, *SHORT, "--out", "reflow").status == 0
     first = load_checkpoint("reflow/teacher.safetensors")
-    assert first.header["class_names"] == load_checkpoint(MODELS[0]).class_names
+    teacher = load_checkpoint(MODELS[0])
+    assert first.header["class_names"] == teacher.class_names
+    # Both made as many steps of the same network: what the first cost is part of what the second did.
+    assert first.header["training_flop"] == 2 * teacher.header["training_flop"]
+    assert first.header["initial_weights"] == teacher.sha256
 
 
 def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, run_script):
