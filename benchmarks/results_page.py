@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.losses_section import losses_section
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import run
 from common.files import write_bytes, write_text
@@ -35,6 +36,7 @@ from common.unet import count_values
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/results.md"
+OPINIONS = ROOT / "docs" / "second_opinion.jsonl"
 FIGURES = {"nfe": "docs/fid_against_network_calls.png", "training_flop": "docs/fid_against_training_flop.png"}
 STAGES = list(STAGE_NAMES)
 
@@ -60,6 +62,9 @@ def main() -> None:
     sections = [INTRODUCTION, shipped_section(shipped)]
     sections += [group_section(group, guides) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
+    if OPINIONS.exists():
+        opinions = [json.loads(line) for line in OPINIONS.read_text(encoding="utf-8").splitlines()]
+        sections.append(losses_section(results, opinions))
     sections += [
         f"## Not shipped: {group_title(group)}\n\n{results_table(group)}" for group in comparable_groups(earlier)
     ]

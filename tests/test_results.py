@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from benchmarks.losses_section import HEADER as LOSSES_HEADER
+from benchmarks.losses_section import losses_section
 from benchmarks.results_page import options_of
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
@@ -159,3 +161,23 @@ def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, 
     earlier = page[page.index("## Not shipped") :]
     assert "12.35" in earlier or "12.34" in earlier
     assert "12.34" not in page[: page.index("## Not shipped")]
+
+
+def test_students_are_compared_by_their_losses():
+    """Each with its own result of the most samples, and the teacher first."""
+    drawn = {"stage": "one_step", "checkpoint": "1" * 64, "num_steps": 1, "guidance_scale": 1.0}
+    loss = {"loss": "features", "feature_weight": 0.2, "feature_network_flop": 2e14}
+    critic = {"critic": "frechet", "critic_weight": 0.01, "critic_images": "real"}
+    judged = {"frechet_distance": 3.25, "closer_than_real": 0.41, "held_out_error": 0.0213}
+    judged |= {"num_samples": 10_000, "real_frechet_distance": 0.5, "real_closer_than_real": 0.45}
+    student = result(**drawn) | loss | critic | judged
+    teacher = result() | dict.fromkeys((*loss, *critic)) | judged | {"held_out_error": None}
+    results = [result(), result(**drawn, fid=20.0), result(**drawn, fid=12.5, num_samples=50_000)]
+    results.append(result(**drawn | {"checkpoint": "2" * 64}, fid=11.0, num_samples=50_000))
+
+    section = losses_section(results, [student, teacher])
+    rows = [dict(zip(LOSSES_HEADER, line.strip("| ").split(" | "), strict=False)) for line in section.splitlines()[-2:]]
+    assert [row["model"].split(",")[0] for row in rows] == ["teacher", "one-step student"]
+    assert rows[1]["FID"] == "12.50" and rows[1]["samples"] == "50,000" and rows[1]["MSE"] == "0.0213"
+    assert rows[1]["losses"] == "pseudo-huber, features x 0.2, then frechet x 0.01 (real images)"
+    assert rows[1]["closer than real"] == "41.0%" and "45.0% of the held-out images" in section
