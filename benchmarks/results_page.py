@@ -22,6 +22,7 @@ from common.files import write_bytes, write_text
 from common.reference import CIFAR10_NAMES
 from common.results import (
     HEADER,
+    NEEDED_OF_OPINIONS,
     STAGE_NAMES,
     comparable_groups,
     fid_curve,
@@ -36,7 +37,6 @@ from common.unet import count_values
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/results.md"
-OPINIONS = ROOT / "docs" / "second_opinion.jsonl"
 FIGURES = {"nfe": "docs/fid_against_network_calls.png", "training_flop": "docs/fid_against_training_flop.png"}
 STAGES = list(STAGE_NAMES)
 
@@ -62,8 +62,7 @@ def main() -> None:
     sections = [INTRODUCTION, shipped_section(shipped)]
     sections += [group_section(group, guides) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
-    if OPINIONS.exists():
-        opinions = [json.loads(line) for line in OPINIONS.read_text(encoding="utf-8").splitlines()]
+    if opinions := read_results(ROOT / "docs" / "second_opinion.jsonl", NEEDED_OF_OPINIONS):
         sections.append(losses_section(results, opinions))
     sections += [
         f"## Not shipped: {group_title(group)}\n\n{results_table(group)}" for group in comparable_groups(earlier)

@@ -6,13 +6,15 @@
         --guide checkpoints/pretrained/guide.safetensors --judge checkpoints/judge/feature_network.safetensors
 
 Prints of each model's samples the Fréchet distance to the images that were held out from its training, in the judge's
-features, and the share that lies closer to a training image than other training images do; for comparison the distance
-of as many training images, and the share of the held-out ones. With --pairs also the mean squared error against the
-teacher's images. Of each model, a figure shows the first ten samples beside the training images nearest to them.
+features, and the share that lies closer to a training image than other training images do. Beside them the distance of
+training images, and the share of the held-out ones. The judge has learned from the same training images: their distance
+is no lower bound. With --pairs also a student's mean squared error against its teacher's images. Of each model, a
+figure shows the first ten samples beside the training images nearest to them.
+
+Students are judged together with their teacher, which says what images they are of.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,17 +33,18 @@ from common.data import ImageData, images_behind
 from common.device import choose_device, choose_precision, describe_machine
 from common.distillation import error_on_pairs
 from common.errors import UserError
-from common.files import write_text
+from common.files import canonical_json
 from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
 from common.metrics import frechet_inception_distance, statistics
 from common.neighbours import nearest, share_closer_than_real
 from common.noise import BLOCK_SIZE
-from common.pairs import PairSet
-from common.results import name_of, run_of
+from common.pairs import HELD_OUT_PAIRS, PairSet
+from common.results import NEEDED_OF_OPINIONS, append_result, read_results, run_of
 from common.tables import text_table
 
 SHOWN, NEIGHBOURS = 10, 5
+LOSSES = ("loss", "feature_weight", "critic", "critic_images", "critic_weight")
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("models", nargs="+", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--judge", type=Path, required=True, help="checkpoint of feature_network.py")
     parser.add_argument("--pairs", type=Path, help="folder of noise pairs of the students' teacher")
-    parser.add_argument("--num-samples", type=command_line.bounded(int, low=SHOWN), default=10_000)
+    parser.add_argument("--num-samples", type=command_line.COUNT, default=10_000)
     parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0)
     parser.add_argument("--data-dir", type=Path, help="of the judge's images (default: as it was given to the judge)")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
@@ -64,20 +67,22 @@ class Judge:
 
     def __init__(self, network: Classifier, training: ImageData, held_out: ImageData, device: torch.device):
         self.network, self.device = network, device
-        self.scale = 1.0
-        features = self.features(training.images)
-        self.scale = features.std(dim=0).clamp(min=1e-6)
+        features = self._raw_features(training.images)
+        deviation = features.std(dim=0)
+        self.scale = deviation.masked_fill(deviation == 0, 1)
         self.training = features / self.scale
         self.mirrored = self.features(training.images.flip(-1))
         self.held_out = self.features(held_out.images)
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(N, D) of uint8 images (N, 3, H, W), in fp32."""
+        """(N, D) on the CPU, of uint8 images (N, 3, H, W)."""
+        return self._raw_features(images) / self.scale
+
+    @torch.no_grad()
+    def _raw_features(self, images: Tensor) -> Tensor:
         batches = tqdm(images.split(BLOCK_SIZE), desc="the judge's features", leave=False)
-        return (
-            torch.cat([self.network.summary(to_float(batch.to(self.device))).cpu() for batch in batches]) / self.scale
-        )
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return torch.cat([self.network.summary(to_float(batch.to(self.device))).cpu() for batch in batches])
 
     def distance_to_held_out(self, features: Tensor) -> float:
         return frechet_inception_distance(statistics(features), statistics(self.held_out))
@@ -89,28 +94,38 @@ class Judge:
 def main() -> None:
     args = parse_args()
     precision = choose_precision(args.precision, choose_device(args.device))
-    checkpoints = [command_line.load_guided(path, args, precision.device) for path in args.models]
-    command_line.refuse_settings_for_students(args, checkpoints)
+    if args.output:
+        read_results(args.output, NEEDED_OF_OPINIONS)  # a damaged file is found now, not after hours
+    models = [command_line.load_guided(path, args, precision.device) for path in args.models]
+    command_line.refuse_settings_for_students(args, models)
     network, header, judge_sha256 = load_feature_network(args.judge, precision.device)
-    for checkpoint in checkpoints:
-        refuse_what_cannot_be_judged(checkpoint, args.judge, header, judge_sha256)
-    training, held_out = images_behind(args.judge, header, args.data_dir)
     pairs = PairSet(args.pairs, precision.device) if args.pairs else None
+    for model in models:
+        refuse_what_cannot_be_judged(model, models, args.judge, header, judge_sha256)
+        if pairs and model.is_student and canonical_json(model.header["pairs"]) != canonical_json(pairs.header):
+            raise UserError(f"{model.path} did not learn from pairs like those in {args.pairs}")
+    training, held_out = images_behind(args.judge, header, args.data_dir)
+    size = sum(network.config.widths[1:]) + network.config.widths[-1]
+    if min(len(held_out), args.num_samples) <= size:
+        raise UserError(f"the covariance of {size} features needs more than {size} samples and held-out images")
 
     judge = Judge(network, training, held_out, precision.device)
     some = torch.randperm(len(training), generator=torch.Generator().manual_seed(args.seed))[: args.num_samples]
     circumstances = {
         "num_samples": args.num_samples,
         "judge": judge_sha256,
-        "real_frechet_distance": judge.distance_to_held_out(judge.training[some]),
-        "real_closer_than_real": judge.share_closer_than_real(judge.held_out),
+        "real": {
+            "count": len(some),
+            "frechet_distance": judge.distance_to_held_out(judge.training[some]),
+            "closer_than_real": judge.share_closer_than_real(judge.held_out),
+        },
         "machine": describe_machine(precision.device),
-        "code_version": code_version(),
+        "versions": {"code": code_version(), "torch": torch.__version__},
     }
-    results = []
-    for checkpoint in checkpoints:
-        settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
-        source = ModelSamples(checkpoint, settings, args.seed, command_line.chosen_classes(None, checkpoint), precision)
+    rows = []
+    for model in models:
+        settings = command_line.sampling_settings(args, model, model.settings)
+        source = ModelSamples(model, settings, args.seed, command_line.chosen_classes(None, model), precision)
         images = first_images(source, args.num_samples)
         features = judge.features(images)
         opinion = {
@@ -118,46 +133,64 @@ def main() -> None:
             "closer_than_real": judge.share_closer_than_real(features),
             "held_out_error": None,
         }
-        if pairs and checkpoint.is_student:
-            opinion["held_out_error"] = error_on_pairs(checkpoint.model, settings, pairs.held_out(), precision)
-        results.append(source.describe() | losses_of(checkpoint) | opinion | circumstances)
-        figure = args.figures / f"nearest_to_{checkpoint.path.stem}.png"
+        if pairs and model.is_student:
+            held_out_count = min(HELD_OUT_PAIRS, model.header["num_pairs"] // 10)  # the set may have grown since
+            opinion["held_out_error"] = error_on_pairs(
+                model.model, settings, pairs.held_out()[:held_out_count], precision
+            )
+        result = source.describe() | training_of(model) | opinion | circumstances
+        rows.append(row_of(f"{model.path}, {run_of(result)}", result))
+        if args.output:
+            append_result(args.output, result, NEEDED_OF_OPINIONS)
+        figure = args.figures / f"nearest_to_{model.path.stem}_{model.sha256[:8]}.png"
         save_picture(beside_neighbours(images[:SHOWN], features[:SHOWN], training.images, judge), figure)
         print(f"{figure}: samples, and right of each the training images nearest to it", file=sys.stderr)
 
-    if args.output:
-        before = args.output.read_text(encoding="utf-8") if args.output.exists() else ""
-        write_text(args.output, before + "".join(json.dumps(result) + "\n" for result in results))
+    real = circumstances["real"]
+    rows.append((f"{real['count']:,} training images", f"{real['frechet_distance']:.3f}", "", ""))
+    rows.append((f"{len(held_out):,} held-out images", "", f"{real['closer_than_real']:.1%}", ""))
     print(f"{args.num_samples:,} samples, seed {args.seed}; {precision.name}, {describe_machine(precision.device)}")
-    print(text_table(("images", "distance to held-out", "closer than real", "MSE to teacher"), table_rows(results)))
+    print(text_table(("images", "distance to held-out", "closer than real", "MSE to teacher"), rows))
 
 
-def refuse_what_cannot_be_judged(checkpoint: Checkpoint, judge: Path, header: dict, judge_sha256: str) -> None:
-    ours = {"images_sha256": checkpoint.header.get("images_sha256"), **checkpoint.header["arguments"]}
-    theirs = {"images_sha256": header["images_sha256"], **header["arguments"]}
-    names = ("images_sha256", "val_fraction")  # the latter decides which of the images were held out
-    if not checkpoint.is_student and any(ours.get(name) != theirs[name] for name in names):
-        raise UserError(f"{judge} has learned from other images than {checkpoint.path}")
-    if checkpoint.header.get("feature_network") == judge_sha256:
-        raise UserError(f"{checkpoint.path} was trained to please {judge}, which is no judge of it")
+def refuse_what_cannot_be_judged(
+    model: Checkpoint, models: Sequence[Checkpoint], path: Path, judge: dict, judge_sha256: str
+) -> None:
+    """Raises UserError for a model of other images than the judge's, or that the judge has helped to train."""
+    teacher = next((other for other in models if other.sha256 == model.header.get("teacher")), model)
+    if "images_sha256" not in teacher.header:
+        raise UserError(f"{model.path} does not say of which images it is: judge it together with its teacher")
+    same_images = teacher.header["images_sha256"] == judge["images_sha256"]
+    if not (same_images and teacher.header["arguments"]["val_fraction"] == judge["arguments"]["val_fraction"]):
+        raise UserError(f"{path} has learned from other images than {teacher.path}")
+    if any(header.get("feature_network") == judge_sha256 for header in lineage(model)):
+        raise UserError(f"{model.path} was trained to please {path}, which is no judge of it")
+
+
+def lineage(model: Checkpoint) -> list[dict]:
+    """The headers of a model and, before it, of those whose weights it started from (`--init`)."""
+    headers = [model.header]
+    while "initial" in headers[0]:
+        headers.insert(0, headers[0]["initial"])
+    return headers
 
 
 def first_images(source: ModelSamples, count: int) -> Tensor:
-    """uint8 (count, 3, H, W)."""
+    """uint8 (count, 3, H, W) on the CPU."""
     batches = []
     with tqdm(total=count, desc=source.verb, unit="image", leave=False) as bar:
         for batch, _ in source.batches(0, count):
-            batches.append(batch)
+            batches.append(batch.cpu())
             bar.update(len(batch))
     return torch.cat(batches)
 
 
-def losses_of(checkpoint: Checkpoint) -> dict:
-    """By what a student was trained, and what the network in its loss cost before; a teacher has neither."""
-    arguments = checkpoint.header["arguments"]
-    names = ("loss", "feature_weight", "critic", "critic_images", "critic_weight")
-    losses = {name: arguments.get(name) for name in names}
-    return losses | {"feature_network_flop": checkpoint.header.get("feature_network_flop")}
+def training_of(model: Checkpoint) -> dict:
+    """By which losses a student was trained, leg after leg, and the cost of the networks in them."""
+    legs = [header for header in lineage(model) if header["stage"] != "teacher"]
+    networks = {leg["feature_network"]: leg["feature_network_flop"] for leg in legs if "feature_network" in leg}
+    losses = [{name: leg["arguments"].get(name) for name in LOSSES} for leg in legs]
+    return {"legs": losses, "feature_networks_flop": sum(networks.values())}
 
 
 def beside_neighbours(images: Tensor, features: Tensor, training: Tensor, judge: Judge) -> Image.Image:
@@ -171,16 +204,10 @@ def beside_neighbours(images: Tensor, features: Tensor, training: Tensor, judge:
     return enlarged(image_grid(to_float(rows.flatten(0, 1)), columns=1 + NEIGHBOURS), 3)
 
 
-def table_rows(results: Sequence[dict]) -> list[tuple[str, ...]]:
-    rows = []
-    for result in results:
-        error = result["held_out_error"]
-        cells = (f"{result['frechet_distance']:.3f}", f"{result['closer_than_real']:.1%}")
-        rows.append((f"{name_of(result)}, {run_of(result)}", *cells, "" if error is None else f"{error:.4f}"))
-    first = results[0]
-    rows.append(("training images", f"{first['real_frechet_distance']:.3f}", "", ""))
-    rows.append(("held-out images", "", f"{first['real_closer_than_real']:.1%}", ""))
-    return rows
+def row_of(name: str, result: dict) -> tuple[str, ...]:
+    error = result["held_out_error"]
+    cells = (f"{result['frechet_distance']:.3f}", f"{result['closer_than_real']:.1%}")
+    return (name, *cells, "" if error is None else f"{error:.4f}")
 
 
 if __name__ == "__main__":

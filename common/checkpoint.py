@@ -156,7 +156,7 @@ def load_header(path: str | Path) -> dict:
 
 
 def load_initial_weights(model: UNet, path: str | Path) -> dict:
-    """Starts `model` from the weights of a checkpoint. Returns what the header says of them: their hash, their cost.
+    """Starts `model` from the weights of a checkpoint. Returns what the new header keeps of them: all that they say.
 
     Raises UserError where their architectures differ.
     """
@@ -164,7 +164,7 @@ def load_initial_weights(model: UNet, path: str | Path) -> dict:
     if initial.model.config != model.config:
         raise UserError(f"the weights in {path} are of another network: {initial.model.config}, not {model.config}")
     model.load_state_dict(initial.model.state_dict())
-    return {"initial_weights": initial.sha256, "initial_training_flop": initial.header["training_flop"]}
+    return {"initial": {"sha256": initial.sha256, **initial.header}, "initial_flop": initial.header["training_flop"]}
 
 
 def _read_header(path: Path) -> dict:

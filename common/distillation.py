@@ -135,6 +135,8 @@ class Distillation:
             student = UNet(teacher_config)
         if self.args.init:
             self.header |= load_initial_weights(student, self.args.init)
+            if self.header["initial"]["stage"] == "teacher":
+                self.header["initial_flop"] = 0  # as without --init: the teacher's are counted apart
         elif not self.args.preset:
             student.load_state_dict(self.teacher.model.state_dict())
         return prepare(student, self.device)

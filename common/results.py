@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from common.errors import UserError
@@ -18,12 +18,17 @@ NEEDED = {
     *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
 }
 """What a line must say for the tables and figures."""
+NEEDED_OF_OPINIONS = {
+    *("stage", "name", "checkpoint", "solver", "num_steps", "training_flop", "legs", "num_samples", "seed", "judge"),
+    *("frechet_distance", "closer_than_real", "held_out_error", "real", "feature_networks_flop"),
+}
+"""The same of `benchmarks/second_opinion.py`."""
 HEADER = ("model", "training FLOP", "run", "NFE", "FID", "KID x 1000", "precision", "recall", "seed")
 MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 
 
-def read_results(path: Path) -> list[dict]:
-    """The results in a JSON-lines file; none without the file. Raises UserError for a line that is not a result."""
+def read_results(path: Path, needed: Set[str] = NEEDED) -> list[dict]:
+    """The results in a JSON-lines file; none without the file. Raises UserError for a line without what is `needed`."""
     if not path.exists():
         return []
     results = []
@@ -36,15 +41,15 @@ def read_results(path: Path) -> list[dict]:
             result = json.loads(line)
         except ValueError:
             result = None
-        if not isinstance(result, dict) or not result.keys() >= NEEDED:
+        if not isinstance(result, dict) or not result.keys() >= needed:
             raise UserError(f"line {number} of {path} is not a result of this project")
         results.append(result)
     return results
 
 
-def append_result(path: Path, result: dict) -> bool:
+def append_result(path: Path, result: dict, needed: Set[str] = NEEDED) -> bool:
     """Adds a line, atomically; returns False where the same measurement with the same outcome is there already."""
-    known = {_measurement(other) for other in read_results(path)}
+    known = {_measurement(other) for other in read_results(path, needed)}
     if _measurement(result) in known:
         return False
     text = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -42,6 +42,9 @@ from common.training_state import (
 )
 from common.unet import count_values
 
+BEGINNING = ("initial", "initial_flop")
+"""What a header says of the weights that a run started from; no part of its identity, since they may be lost by now."""
+
 
 class Critic(Protocol):
     """A part of the loss that learns beside the network, after each of its steps, and whose state is the run's."""
@@ -83,7 +86,8 @@ class Trainer:
         self.weights_path = args.out / weights_name
         self.batch_loss, self.evaluate, self.preview, self.critic = batch_loss, evaluate, preview, critic
         self.snapshot_steps = snapshot_steps
-        self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **header}
+        described = {name: value for name, value in header.items() if name not in BEGINNING}
+        self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **described}
         self.header = {**header, "arguments": recorded(args), "precision": precision.name}
         self.header["code_version"] = code_version()  # of the code that runs, whatever is committed meanwhile
 
@@ -102,8 +106,8 @@ class Trainer:
 
     @property
     def training_flop(self) -> int:
-        """Of the network so far, with what the weights that it started from had cost (`--init`)."""
-        return self.header.get("initial_training_flop", 0) + self.step * self.flop_per_step
+        """Of the network so far, with what an earlier run had spent on the weights that it started from (`--init`)."""
+        return self.header.get("initial_flop", 0) + self.step * self.flop_per_step
 
     def _average(self, decay: float) -> AveragedModel:
         average = AveragedModel(self.model, multi_avg_fn=ema_update(decay, num_averaged=lambda: self.step))
@@ -223,6 +227,8 @@ class Trainer:
         check_schedule(state, args, run)
         check_averages(state, self.averages, run)
         self.model.load_state_dict(state["model"])
+        self.header = {name: value for name, value in self.header.items() if name not in BEGINNING}
+        self.header |= state.get("beginning", {})  # it is these weights that count now, whatever --init says
         self.step = state["step"]
         self.meter.load_state_dict(state)
         if state["optimizer"] is None:
@@ -257,6 +263,7 @@ class Trainer:
             "warmed_up_from": self.warmed_up_from,
             "schedule": [self.args.steps, self.args.decay_steps],
             "identity": self.identity,
+            "beginning": {name: self.header[name] for name in BEGINNING if name in self.header},
         }
         save_tensor_file(self.args.out / STATE_FILE, state)
         if and_compact:

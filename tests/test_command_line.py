@@ -113,7 +113,7 @@ def test_reflow_starts_from_the_teacher(pipeline, run_script):
     assert first.header["class_names"] == teacher.class_names
     # Both made as many steps of the same network: what the first cost is part of what the second did.
     assert first.header["training_flop"] == 2 * teacher.header["training_flop"]
-    assert first.header["initial_weights"] == teacher.sha256
+    assert first.header["initial"]["sha256"] == teacher.sha256
 
 
 def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, run_script):
@@ -123,6 +123,21 @@ def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, r
     assert run_script("four_step_student.py", *SHORT, "--init", "s/student.safetensors", "--out", "f").status == 0
     assert run_script("four_step_student.py", *SHORT, "--own-share", 0, "--out", "teacher_states_only").status == 0
     assert run_script("four_step_student.py", *SHORT, "--own-share", 1, "--out", "own_states_only").status == 0
+
+
+def test_what_was_spent_on_a_student_s_first_weights_counts(pipeline, run_script):
+    """Also where the run goes on without them. A teacher's weights, with which students start anyway, do not count."""
+
+    def flop_of(*arguments) -> int:
+        assert run_script("distill_student.py", *arguments, "--out", "s").status == 0
+        return load_checkpoint("s/student.safetensors").header["training_flop"]
+
+    one_step, four_step = (load_checkpoint(path).header["training_flop"] for path in (MODELS[2], MODELS[1]))
+    half = ("--steps", 3, *SHORT[2:4], "--decay-steps", 0, *SHORT[6:])
+    assert flop_of(*half, "--init", MODELS[1]) == four_step + one_step / 2
+    assert flop_of(*SHORT) == four_step + one_step
+    shutil.rmtree("s")
+    assert flop_of(*SHORT, "--init", MODELS[0]) == one_step
 
 
 def test_a_student_that_starts_from_its_teacher_keeps_its_weights_at_first(pipeline, run_script):

@@ -32,6 +32,13 @@ def test_an_image_and_its_mirror_image_are_one():
     assert share_closer_than_real(torch.tensor([[31.0]]), originals, originals + 0.1) == 0
 
 
+def test_a_mirror_image_has_neighbours_of_its_own():
+    """Features do not mirror with the image: 105 is 4 from 101, but so is 100, at 1."""
+    originals, mirrored = torch.tensor([[0.0], [10.0]]), torch.tensor([[100.0], [101.0]])
+    assert share_closer_than_real(torch.tensor([[105.0]]), originals, mirrored) == 0
+    assert share_closer_than_real(torch.tensor([[101.5]]), originals, mirrored) == 1
+
+
 def test_new_images_are_no_copies():
     """Fresh points of the same distribution are closer than the real neighbours about half of the time."""
     torch.manual_seed(0)

@@ -166,18 +166,28 @@ def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, 
 def test_students_are_compared_by_their_losses():
     """Each with its own result of the most samples, and the teacher first."""
     drawn = {"stage": "one_step", "checkpoint": "1" * 64, "num_steps": 1, "guidance_scale": 1.0}
-    loss = {"loss": "features", "feature_weight": 0.2, "feature_network_flop": 2e14}
-    critic = {"critic": "frechet", "critic_weight": 0.01, "critic_images": "real"}
-    judged = {"frechet_distance": 3.25, "closer_than_real": 0.41, "held_out_error": 0.0213}
-    judged |= {"num_samples": 10_000, "real_frechet_distance": 0.5, "real_closer_than_real": 0.45}
-    student = result(**drawn) | loss | critic | judged
-    teacher = result() | dict.fromkeys((*loss, *critic)) | judged | {"held_out_error": None}
+    guided = {"guide_scale": 1.0}
+    pixels = {"loss": "l2", "feature_weight": None, "critic": None, "critic_images": None, "critic_weight": None}
+    features = pixels | {"loss": "features", "feature_weight": 0.2}
+    finished = features | {"critic": "frechet", "critic_weight": 0.01, "critic_images": "real"}
+    real = {"count": 9000, "frechet_distance": 0.5, "closer_than_real": 0.45}
+    judged = {"frechet_distance": 3.25, "closer_than_real": 0.41, "held_out_error": 0.0213, "judge": "e" * 64}
+    judged |= {"num_samples": 10_000, "real": real, "feature_networks_flop": 2e14, "legs": [pixels, finished]}
+    student = result(**drawn) | guided | judged
+    teacher = result() | guided | judged | {"held_out_error": None, "legs": [], "feature_networks_flop": 0}
     results = [result(), result(**drawn, fid=20.0), result(**drawn, fid=12.5, num_samples=50_000)]
     results.append(result(**drawn | {"checkpoint": "2" * 64}, fid=11.0, num_samples=50_000))
+    results.append(result(**drawn, fid=None, num_samples=60_000))
+    results.append(result(**drawn, fid=9.0, classes=["cat"], num_samples=70_000))
 
     section = losses_section(results, [student, teacher])
     rows = [dict(zip(LOSSES_HEADER, line.strip("| ").split(" | "), strict=False)) for line in section.splitlines()[-2:]]
     assert [row["model"].split(",")[0] for row in rows] == ["teacher", "one-step student"]
     assert rows[1]["FID"] == "12.50" and rows[1]["samples"] == "50,000" and rows[1]["MSE"] == "0.0213"
-    assert rows[1]["losses"] == "pseudo-huber, features x 0.2, then frechet x 0.01 (real images)"
-    assert rows[1]["closer than real"] == "41.0%" and "45.0% of the held-out images" in section
+    assert rows[1]["losses"] == "l2; then pseudo-huber + 0.2 features + 0.01 frechet (real images)"
+    assert rows[1]["closer than real"] == "41.0%" and "(45.0% of the" in section
+    for line in (student | {"seed": 1}, teacher | {"judge": "f" * 64}):
+        with pytest.raises(UserError, match="make no table"):
+            losses_section(results, [student, teacher, line])
+    with pytest.raises(UserError, match="make no table"):
+        losses_section([*results, result(reference="other", num_samples=80_000)], [student, teacher])

@@ -13,7 +13,7 @@ from common.checkpoint import load_checkpoint, load_feature_network
 from common.data import load_images, split_held_out
 from common.images import to_float, to_uint8
 from common.noise import sample_noise
-from common.sampling import balanced_labels, draw
+from common.sampling import SamplingSettings, balanced_labels, draw
 
 SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8, "--precision", "fp32")
 
@@ -67,63 +67,112 @@ def frechet_distance(first, second):
 
 
 def test_the_opinion_is_of_the_samples_and_the_held_out_images(second_opinion, judge, teacher, image_folder, tmp_path):
-    sampling = (*EULER, "--guidance-scale", 1)
-    result = second_opinion(teacher, *sampling, "--num-samples", 40, "--seed", 3)
+    result = second_opinion(teacher, *EULER, "--guidance-scale", 1, "--num-samples", 40, "--seed", 3)
     assert result.status == 0, result.err
 
     network, _, _ = load_feature_network(judge)
     training, held_out = split_held_out(load_images("folder", image_folder), 0.25)
     model = load_checkpoint(teacher)
     noise, labels = sample_noise(3, 0, 40, (3, 32, 32)), balanced_labels(range(10), 0, 40)
-    settings = model.settings.__class__(solver="euler", num_steps=2, guidance_scale=1.0)
+    settings = SamplingSettings(solver="euler", num_steps=2, guidance_scale=1.0)
     samples = to_uint8(draw(model.model, noise, labels, settings).images)
     with torch.no_grad():
-        scale = network.summary(to_float(training.images)).std(dim=0)
-        ours, theirs = (network.summary(to_float(images)) / scale for images in (samples, held_out.images))
+        ours, theirs, known, mirrored = (
+            network.summary(to_float(images))
+            for images in (samples, held_out.images, training.images, training.images.flip(-1))
+        )
+    scale = known.std(dim=0)
+    ours, theirs, known, mirrored = (features / scale for features in (ours, theirs, known, mirrored))
     line = json.loads((tmp_path / "opinions.jsonl").read_text())
     assert line["frechet_distance"] == pytest.approx(frechet_distance(ours, theirs), rel=1e-3)
-    assert line["checkpoint"] == model.sha256 and line["loss"] is None
-    assert line["closer_than_real"] == 0  # an untrained network repeats nothing
+    assert line["checkpoint"] == model.sha256 and line["legs"] == []
+    assert line["closer_than_real"] == pytest.approx(share_of_copies(ours, known, mirrored))
+    real = line["real"]
+    some = torch.randperm(150, generator=torch.Generator().manual_seed(3))[:40]
+    assert real["frechet_distance"] == pytest.approx(frechet_distance(known[some], theirs), rel=1e-3)
+    assert real["closer_than_real"] == pytest.approx(share_of_copies(theirs, known, mirrored))
+    assert 0 < real["closer_than_real"] < 1 and real["count"] == 40
     assert f"{line['frechet_distance']:.3f}" in result.out
-    assert f"{line['real_closer_than_real']:.1%}" in result.out
+    assert f"{real['closer_than_real']:.1%}" in result.out
 
 
-def test_the_figure_shows_the_samples_and_real_neighbours(second_opinion, teacher, image_folder, tmp_path):
-    assert second_opinion(teacher, *EULER, "--num-samples", 20).status == 0
-    figure = Image.open(tmp_path / "figures" / "nearest_to_teacher.png")
+def share_of_copies(features, known, mirrored):
+    """Image by image, without the vectors' tricks."""
+    references = torch.cat([known, mirrored])
+    copies = 0
+    for feature in features:
+        distances = (references - feature).norm(dim=1)
+        index = distances.argmin().item()
+        among_real = (references - references[index]).norm(dim=1)
+        among_real[[index % len(known), index % len(known) + len(known)]] = float("inf")
+        copies += bool(distances[index] < among_real.min())
+    return copies / len(features)
+
+
+def test_the_figure_shows_the_samples_and_their_nearest_training_images(
+    second_opinion, judge, teacher, image_folder, tmp_path
+):
+    assert second_opinion(teacher, *EULER, "--num-samples", 40).status == 0
+    (path,) = (tmp_path / "figures").iterdir()
+    figure = Image.open(path)
     assert figure.size == (3 * (6 * 34 + 2), 3 * (10 * 34 + 2))
     shown = torch.from_numpy(np.asarray(figure)[1::3, 1::3].copy()).permute(2, 0, 1)
+    tiles = shown[:, 2:, 2:].unfold(1, 32, 34).unfold(2, 32, 34).permute(1, 2, 0, 3, 4)  # (10, 6, 3, 32, 32)
     training, _ = split_held_out(load_images("folder", image_folder), 0.25)
-    known = {image.numpy().tobytes() for image in torch.cat([training.images, training.images.flip(-1)])}
-    for column in range(6):
-        tile = shown[:, 2:34, 2 + 34 * column : 34 + 34 * column].contiguous()
-        assert (tile.numpy().tobytes() in known) == (column > 0)
+    everything = torch.cat([training.images, training.images.flip(-1)])
+    network, _, _ = load_feature_network(judge)
+    with torch.no_grad():
+        known, ours = network.summary(to_float(everything)), network.summary(to_float(tiles[:, 0]))
+    scale = known[:150].std(dim=0)
+    for row, feature in zip(tiles, ours, strict=True):
+        nearest = ((known - feature) / scale).norm(dim=1).argsort()[:5]
+        assert row[1:].equal(everything[nearest])
 
 
 def test_who_cannot_judge_is_refused(second_opinion, run_script, judge, teacher, pairs, data, image_folder, tmp_path):
-    other = ("--preset", "tiny", *data[:4], "--val-fraction", 0.5, *SHORT, "--out", tmp_path / "other")
-    assert run_script("teacher_rectified_flow.py", *other).status == 0
-    assert "has learned from other images" in second_opinion(tmp_path / "other" / "teacher.safetensors").error_line
+    other = tmp_path / "other" / "teacher.safetensors"
+    arguments = ("--preset", "tiny", *data[:4], "--val-fraction", 0.5, *SHORT, "--out", other.parent)
+    assert run_script("teacher_rectified_flow.py", *arguments).status == 0
+    assert "has learned from other images" in second_opinion(other).error_line
     (tmp_path / "fewer").mkdir()
     for path in sorted(image_folder.iterdir())[:3]:
         (tmp_path / "fewer" / path.name).symlink_to(path)
     assert "are not those that trained" in second_opinion(teacher, "--data-dir", tmp_path / "fewer").error_line
     assert "is no feature network" in second_opinion(teacher, "--judge", teacher).error_line
+    assert "needs more than 32" in second_opinion(teacher, "--num-samples", 32).error_line
 
-    files = ("--teacher", teacher, "--pairs", pairs, "--feature-network", judge)
-    student = tmp_path / "student" / "student.safetensors"
-    assert run_script("distill_student.py", *files, *SHORT, "--loss", "features", "--out", student.parent).status == 0
-    assert "was trained to please" in second_opinion(student).error_line
-    assert not (tmp_path / "opinions.jsonl").exists()
+    files = ("--teacher", teacher, "--pairs", pairs)
+    first, second = (tmp_path / name / "student.safetensors" for name in ("first", "second"))
+    please = ("--loss", "features", "--feature-network", judge)
+    assert run_script("distill_student.py", *files, *SHORT, *please, "--out", first.parent).status == 0
+    assert run_script("distill_student.py", *files, *SHORT, "--init", first, "--out", second.parent).status == 0
+    assert "was trained to please" in second_opinion(teacher, first).error_line
+    assert "was trained to please" in second_opinion(teacher, second).error_line
+    assert "together with its teacher" in second_opinion(second).error_line
+
+    (tmp_path / "opinions.jsonl").write_text("?\n")
+    assert "line 1 of" in second_opinion(teacher, "--num-samples", 40).error_line
+    assert (tmp_path / "opinions.jsonl").read_text() == "?\n"
+    assert not (tmp_path / "figures").exists()
 
 
 def test_a_student_is_also_compared_with_its_teacher(second_opinion, run_script, teacher, pairs, tmp_path):
-    files = ("--teacher", teacher, "--pairs", pairs, "--out", tmp_path / "student")
-    trained = run_script("distill_student.py", *files, *SHORT, "--loss", "pseudo-huber")
-    assert trained.status == 0
-    reported = float(next(line for line in trained.out.splitlines() if "student, 1 step" in line).split()[3])
-    student = tmp_path / "student" / "student.safetensors"
-    assert second_opinion(student, "--pairs", pairs, "--num-samples", 20).status == 0
-    line = json.loads((tmp_path / "opinions.jsonl").read_text())
-    assert line["held_out_error"] == pytest.approx(reported, abs=1e-4)
-    assert line["loss"] == "pseudo-huber"
+    """Each of two, whose files have the same name, by what trained it."""
+    first, second = (tmp_path / name / "student.safetensors" for name in ("first", "second"))
+    reported = []
+    for student, loss in ((first, ()), (second, ("--loss", "pseudo-huber", "--init", first))):
+        files = ("--teacher", teacher, "--pairs", pairs, "--out", student.parent)
+        trained = run_script("distill_student.py", *files, *SHORT, *loss)
+        assert trained.status == 0
+        reported.append(float(next(line for line in trained.out.splitlines() if "student, 1 step" in line).split()[3]))
+    assert second_opinion(teacher, first, second, "--pairs", pairs, "--num-samples", 40).status == 0
+    of_teacher, *lines = map(json.loads, (tmp_path / "opinions.jsonl").read_text().splitlines())
+    assert of_teacher["held_out_error"] is None
+    assert [line["held_out_error"] for line in lines] == pytest.approx(reported, abs=1e-4)
+    assert [[leg["loss"] for leg in line["legs"]] for line in lines] == [["l2"], ["l2", "pseudo-huber"]]
+    assert lines[1]["training_flop"] == 2 * lines[0]["training_flop"]
+    assert len(list((tmp_path / "figures").iterdir())) == 3
+
+    others = ("--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path / "others")
+    assert run_script("generate_noise_dataset.py", *others).status == 0
+    assert "did not learn from pairs" in second_opinion(teacher, first, "--pairs", tmp_path / "others").error_line
