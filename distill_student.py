@@ -6,7 +6,8 @@ Reads   the teacher's checkpoint and its noise pairs; with --loss features or --
         latter the teacher's images
 Writes  OUT/student.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
 
-Smoke   python distill_student.py --steps 20 --warmup-steps 5 --decay-steps 5
+Smoke   python distill_student.py --teacher smoke/teacher/teacher.safetensors --pairs smoke/noise_pairs --steps 20 \\
+            --warmup-steps 5 --decay-steps 5 --out smoke/one_step
 Full    python distill_student.py
 """
 

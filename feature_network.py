@@ -3,7 +3,8 @@
 Reads   an image data set
 Writes  OUT/feature_network.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, tensorboard/
 
-Smoke   python feature_network.py --data shapes --steps 20 --warmup-steps 5 --decay-steps 5
+Smoke   python feature_network.py --data shapes --steps 20 --warmup-steps 5 --decay-steps 5 \\
+            --out smoke/feature_network
 Full    python feature_network.py
 """
 

@@ -8,7 +8,8 @@ Reads   the teacher's checkpoint and its noise pairs with trajectories; with --l
         network, and for the latter the teacher's images
 Writes  OUT/four_step.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
 
-Smoke   python four_step_student.py --steps 20 --warmup-steps 5 --decay-steps 5
+Smoke   python four_step_student.py --teacher smoke/teacher/teacher.safetensors --pairs smoke/noise_pairs --steps 20 \\
+            --warmup-steps 5 --decay-steps 5 --out smoke/four_step
 Full    python four_step_student.py
 """
 
@@ -101,8 +102,8 @@ def main() -> int:
     def loss_on_own_states(states: list[Tensor], pair: PairBatch) -> Tensor:
         """From where its own steps have led it, the student must find back to the teacher's next state.
 
-        This keeps errors from compounding (DAgger, Ross et al. 2011), and it costs nothing extra: every network call of
-        the roll-out is a training example.
+        This keeps errors from compounding, as in DAgger (Ross et al. 2011), but no teacher is asked anew: the target is
+        the state of the pair's own path. It costs nothing extra: every network call is a training example.
         """
         *before, image = states
         distances = [run.distance(state, target) for state, target in zip(before, pair.states.unbind(1), strict=True)]

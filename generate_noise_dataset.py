@@ -5,7 +5,8 @@ Writes  OUT/pairs_00000.pt, pairs_00001.pt, ...: shards of 1,024 pairs with the 
 
 The same command, run again, makes the shards that are missing; with more --num-pairs it adds to the set.
 
-Smoke   python generate_noise_dataset.py --num-pairs 64 --num-steps 4
+Smoke   python generate_noise_dataset.py --teacher smoke/teacher/teacher.safetensors --num-pairs 64 --num-steps 4 \\
+            --out smoke/noise_pairs
 Full    python generate_noise_dataset.py --num-pairs 100000
 """
 
@@ -28,7 +29,7 @@ from common.pairs import (
     shard_paths,
     shard_tensors,
 )
-from common.sampling import TEACHER_SETTINGS, draw_blocks
+from common.sampling import draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS, in_words, nearest_times
 from common.unet import count_forward_flop
 
@@ -65,7 +66,7 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     teacher = command_line.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
-    settings = command_line.sampling_settings(args, teacher, TEACHER_SETTINGS)
+    settings = command_line.sampling_settings(args, teacher, teacher.settings)
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
 
     # Everything that the pairs are a function of.

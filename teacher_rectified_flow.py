@@ -3,7 +3,8 @@
 Reads   an image data set, or with --pairs a folder of noise pairs
 Writes  OUT/teacher.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
 
-Smoke   python teacher_rectified_flow.py --preset tiny --data shapes --steps 20 --warmup-steps 5 --decay-steps 5
+Smoke   python teacher_rectified_flow.py --preset tiny --data shapes --steps 20 --warmup-steps 5 --decay-steps 5 \\
+            --out smoke/teacher
 Full    python teacher_rectified_flow.py
 """
 
@@ -111,8 +112,8 @@ def main() -> int:
     def evaluate(network):
         """The same loss on held-out images, always at the same noise and times.
 
-        The times are uniform whatever the training's are: sampling needs the velocity at all of them, and runs with
-        different training times can be compared.
+        The times are uniform whatever the training's are, since sampling needs the velocity at all of them. It compares
+        runs with one distribution of training times: who trains at uniform times trains for this very loss.
         """
         generator = step_generator(args.seed, 0, device)
         losses = [

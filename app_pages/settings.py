@@ -52,7 +52,7 @@ def class_input(class_names: Sequence[str], mixed: bool = True) -> list[int]:
 
 def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
     """How the teacher is run; with the guidance that this teacher can do."""
-    default = TEACHER_SETTINGS
+    default = teacher.settings if teacher else TEACHER_SETTINGS
     with st.expander("How the teacher is run"):
         left, middle, right = st.columns(3)
         with left:

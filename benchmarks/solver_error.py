@@ -27,7 +27,7 @@ from common.command_line import (
     sampling_settings,
 )
 from common.device import choose_device, choose_precision, describe_machine
-from common.sampling import TEACHER_SETTINGS, SamplingSettings, draw_blocks
+from common.sampling import SamplingSettings, draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS
 from common.tables import text_table
 
@@ -62,7 +62,7 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     teacher = load_teacher(args.teacher, args, device, otherwise="it has no solver to choose")
-    reference_settings = sampling_settings(args, teacher, TEACHER_SETTINGS)
+    reference_settings = sampling_settings(args, teacher, teacher.settings)
 
     def images(settings: SamplingSettings) -> tuple[Tensor, int]:
         classes = range(len(teacher.class_names))

@@ -31,7 +31,7 @@ from common.command_line import (
 )
 from common.device import choose_device, choose_precision, describe_machine
 from common.noise import sample_noise
-from common.sampling import TEACHER_SETTINGS, GuidedVelocity, balanced_labels, draw_in_steps
+from common.sampling import GuidedVelocity, balanced_labels, draw_in_steps
 from common.solvers import FIXED_STEP_SOLVERS, in_words, nearest_times
 from common.tables import text_table
 
@@ -54,7 +54,7 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     teacher = load_teacher(args.teacher, args, device, otherwise="its steps are chosen already")
-    settings = sampling_settings(args, teacher, TEACHER_SETTINGS)
+    settings = sampling_settings(args, teacher, teacher.settings)
 
     noise = sample_noise(args.seed, 0, args.num_samples, teacher.model.config.image_shape).to(device)
     labels = balanced_labels(range(len(teacher.class_names)), 0, args.num_samples)

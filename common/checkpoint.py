@@ -52,10 +52,14 @@ class Checkpoint:
 
     @property
     def settings(self) -> SamplingSettings:
-        """How a student is run, or how a teacher is run by default."""
+        """How a student is run, or how a teacher is run by default.
+
+        A teacher of noise pairs (reflow) is not guided: the images that it learned from are, where guidance was wanted.
+        """
         if self.is_student:
             return student_settings(self.stage, self.header.get("step_times"))
-        return TEACHER_SETTINGS if self.supports_guidance else replace(TEACHER_SETTINGS, guidance_scale=1.0)
+        guided = self.supports_guidance and "pairs" not in self.header
+        return TEACHER_SETTINGS if guided else replace(TEACHER_SETTINGS, guidance_scale=1.0)
 
     @property
     def guide_model(self) -> UNet | None:

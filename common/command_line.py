@@ -170,12 +170,12 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
         return checkpoint.settings
     names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if checkpoint.guide and not base.needs_guide:
-        base = replace(base, guidance_scale=1.0, guide_scale=2.0)
-    elif given.get("guide_scale", 1) != 1:
-        raise UserError("--guide-scale needs a --guide")
-    elif not checkpoint.guide:
+    if not checkpoint.guide:
+        if given.get("guide_scale", 1) != 1:
+            raise UserError("--guide-scale needs a --guide")
         base = replace(base, guide_scale=1.0)
+    elif not base.needs_guide:
+        base = replace(base, guidance_scale=1.0, guide_scale=2.0)
     if not checkpoint.supports_guidance:
         if given.get("guidance_scale", 1) != 1:
             raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")

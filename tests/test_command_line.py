@@ -114,6 +114,8 @@ def test_reflow_starts_from_the_teacher(pipeline, run_script):
     # Both made as many steps of the same network: what the first cost is part of what the second did.
     assert first.header["training_flop"] == 2 * teacher.header["training_flop"]
     assert first.header["initial"]["sha256"] == teacher.sha256
+    assert (teacher.settings.guidance_scale, first.settings.guidance_scale) == (2, 1)  # its images are guided already
+    assert first.supports_guidance
 
 
 def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, run_script):

@@ -86,6 +86,7 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     assert run_script(*comparing, "--guidance-scale", 1.5).status == 0
     teachers = next(line for line in table.splitlines() if line.startswith("teacher "))
     assert " + " in teachers and " 7 " in teachers  # both files, and the calls of both, run as for the pairs
+    assert run_script(*comparing, "--guide", guide, "--guide-scale", 3).status == 0
 
 
 def test_a_result_names_the_guide(run_script, random_inception, teacher_and_guide, image_folder, tmp_path):
