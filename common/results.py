@@ -125,14 +125,11 @@ def _number(value: float | None, digits: int, scale: float = 1) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
 
 
-def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
-    """FID over `nfe` or `training_flop` as a PNG: a line for each model and way of running it, or a lone marker.
+def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, list[tuple[float, float]]]:
+    """The lines of `fid_curve` by their labels, each of a model or a way of running it: points (`axis`, FID).
 
-    Readable without colour: each series has a marker and a line style of its own, each point its value.
+    Over training FLOP, a way of running that only one model was measured by says nothing and is left out.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, ScalarFormatter
-
     constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
     series: dict[str, list[dict]] = {}
     for result in group:
@@ -141,21 +138,42 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
         names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide", "guide_scale", "seed", constant)
         key = tuple(result.get(name) for name in names)
         series.setdefault(canonical_json(key), []).append(result)
+    labelled: dict[str, list[tuple[float, float]]] = {}
+    for results in series.values():
+        points = sorted((result[axis], result["fid"]) for result in results)
+        if axis == "nfe" or len(points) > 1:
+            label = _series_label(results, axis)
+            same = sum(other.partition(" [")[0] == label for other in labelled)  # of two students, say
+            labelled[f"{label} [{same + 1}]" if same else label] = points
+    return labelled
+
+
+def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
+    """FID over `nfe` or `training_flop` as a PNG: a line for each model and way of running it, or a lone marker.
+
+    Readable without colour: each series has a marker and a line style of its own, each point its value.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(7.6, 4.8), layout="constrained")
     axes = figure.subplots()
-    for index, results in enumerate(series.values()):
-        results.sort(key=lambda result: result[axis])
-        x, y = [result[axis] for result in results], [result["fid"] for result in results]
-        style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(x) > 1 else "none", "markersize": 8}
-        axes.plot(x, y, marker=MARKERS[index % len(MARKERS)], label=_series_label(results, axis), **style)
-        for point in zip(x, y, strict=True):
-            axes.annotate(f"{point[1]:.1f}", point, xytext=(7, 5), textcoords="offset points", fontsize=9)
+    for index, (label, points) in enumerate(curve_series(group, axis).items()):
+        style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(points) > 1 else "none", "markersize": 8}
+        axes.plot(*zip(*points, strict=True), marker=MARKERS[index % len(MARKERS)], label=label, **style)
+        above = index % 2 == 0  # so that the values of two lines that are close do not cover each other
+        for point in points:
+            place = {"xytext": (7, 5) if above else (7, -13), "textcoords": "offset points"}
+            axes.annotate(f"{point[1]:.1f}", point, fontsize=9, **place)
     axes.set(xscale="log", yscale="log", title=group_title(group), ylabel="FID (lower is better)")
     axes.set_xlabel({"nfe": "network calls behind an image (NFE)", "training_flop": "training FLOP"}[axis])
     if axis == "nfe":
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.set_xticks(sorted({result[axis] for result in group}))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.margins(x=0.1, y=0.12)

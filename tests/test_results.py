@@ -13,7 +13,16 @@ from benchmarks.losses_section import losses_section
 from benchmarks.results_page import options_of
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
-from common.results import HEADER, append_result, comparable_groups, fid_curve, read_results, run_of, table_rows
+from common.results import (
+    HEADER,
+    append_result,
+    comparable_groups,
+    curve_series,
+    fid_curve,
+    read_results,
+    run_of,
+    table_rows,
+)
 from common.tables import markdown_table, text_table
 
 
@@ -113,12 +122,30 @@ def test_tables_line_up():
 
 
 @pytest.mark.parametrize("axis", ["nfe", "training_flop"])
-def test_a_curve_has_a_line_for_each_model_or_way_of_running_it(axis):
+def test_a_curve_is_drawn(axis):
     group = [
         result(nfe=nfe, num_steps=steps, fid=100 / nfe, training_flop=1e15 * nfe) for nfe, steps in ((1, 1), (7, 4))
     ]
     group.append(result(stage="one_step", checkpoint="f" * 64, nfe=1, num_steps=1, guidance_scale=1.0))
+    group.append(result(training_flop=3e15, fid=50.0))
     assert Image.open(io.BytesIO(fid_curve(group, axis))).size > (500, 300)
+
+
+def test_a_curve_has_a_line_for_each_model_or_way_of_running_it():
+    group = [result(nfe=7, num_steps=4, fid=20.0), result(nfe=1, num_steps=1, fid=90.0)]
+    group += [result(nfe=47, num_steps=14, solver="edm-heun", fid=10.0), result(fid=None, nfe=3, num_steps=3)]
+    students = [result(stage="one_step", checkpoint=letter * 64, nfe=1, num_steps=1, fid=30.0) for letter in "fg"]
+    guided = "guidance 2 for t in [0.1, 0.8]"
+    assert curve_series([*group, *students]) == {
+        f"teacher, euler, {guided}": [(1, 90.0), (7, 20.0)],
+        f"teacher, edm-heun 14, {guided}": [(47, 10.0)],
+        "one-step student": [(1, 30.0)],
+        "one-step student [2]": [(1, 30.0)],
+    }
+    longer = result(checkpoint="h" * 64, training_flop=2e15, nfe=7, num_steps=4, fid=15.0)
+    assert curve_series([*group, longer], "training_flop") == {
+        f"teacher, euler 4, {guided}": [(1e15, 20.0), (2e15, 15.0)]
+    }
 
 
 def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
