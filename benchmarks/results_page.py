@@ -102,8 +102,12 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
         )
         for checkpoint in shipped
     ]
-    header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP", "images seen")
-    return f"## What is shipped\n\n{markdown_table(header, rows)}"
+    header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP", "training examples")
+    notes = (
+        "Training FLOP are the model's own: a student's come on top of its teacher's, and of the pairs'. Of a\n"
+        "four-step student each network call counts as an example: on its own way from noise an image takes four."
+    )
+    return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 
 
 def group_section(group: Sequence[dict], guides: dict[str, str]) -> str:

@@ -284,7 +284,7 @@ class Trainer:
     def _report(self, stop: StopRequest) -> int:
         args = self.args
         print(
-            f"{self.weights_path}: step {self.step:,} of {args.steps:,}, {self.step * args.batch_size:,} images, "
+            f"{self.weights_path}: step {self.step:,} of {args.steps:,}, {self.step * args.batch_size:,} examples, "
             f"{self.training_flop:.3g} training FLOP, {self.meter.seconds / 60:.1f} minutes of training"
         )
         if self.step == args.steps:
