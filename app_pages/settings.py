@@ -62,12 +62,13 @@ def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
         with right:
             can_be_guided = teacher is not None and teacher.supports_guidance
             has_guide = teacher is not None and teacher.guide is not None
+            usual = default.guidance_scale if can_be_guided and not has_guide else 1.0
             guidance_scale = number(
                 "Guidance",
                 0.0,
                 MAX_SCALE,
-                default.guidance_scale if can_be_guided and not has_guide else 1.0,
-                f"guidance_scale_{can_be_guided}_{has_guide}",
+                usual,
+                f"guidance_scale_{can_be_guided}_{has_guide}_{usual:g}",
                 step=0.5,
                 disabled=not can_be_guided,
                 help="Classifier-free guidance; 1 is none. Needs a teacher that was trained with label dropout.",

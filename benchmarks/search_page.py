@@ -20,7 +20,8 @@ by a Muon of five Newton-Schulz steps, the others by one of three; a row named a
 - Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives. It compares only runs
   with one distribution of training times: uniform ones are trained for this very loss, whatever FID makes of them.
 - FID: {samples:,} samples against all training images, guided classifier-free; first by the sampling seed
-  {choosing_seed}, which choices were made by, then the mean over fresh seeds.
+  {choosing_seed}, which choices were made by, then the mean over fresh seeds. The machine is that of the training:
+  in what arithmetic a FID was drawn, its row says under `protocol`.
 - Share of bare: the arithmetic rate of training over that of the network's convolutions alone. Rates vary by a tenth
   from run to run, and all but the last of the lengths of EMA cost time that a usual run does not spend. Minutes are
   by the clock, with whatever else the machine did."""

@@ -73,6 +73,7 @@ class Judge:
         self.training = features / self.scale
         self.mirrored = self.features(training.images.flip(-1))
         self.held_out = self.features(held_out.images)
+        self.held_out_statistics = statistics(self.held_out)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) on the CPU, of uint8 images (N, 3, H, W)."""
@@ -85,7 +86,7 @@ class Judge:
             return torch.cat([self.network.summary(to_float(batch.to(self.device))).cpu() for batch in batches])
 
     def distance_to_held_out(self, features: Tensor) -> float:
-        return frechet_inception_distance(statistics(features), statistics(self.held_out))
+        return frechet_inception_distance(statistics(features), self.held_out_statistics)
 
     def share_closer_than_real(self, features: Tensor) -> float:
         return share_closer_than_real(features, self.training, self.mirrored)
@@ -105,7 +106,7 @@ def main() -> None:
         if pairs and model.is_student and canonical_json(model.header["pairs"]) != canonical_json(pairs.header):
             raise UserError(f"{model.path} did not learn from pairs like those in {args.pairs}")
     training, held_out = images_behind(args.judge, header, args.data_dir)
-    size = sum(network.config.widths[1:]) + network.config.widths[-1]
+    size = network.summary_size
     if min(len(held_out), args.num_samples) <= size:
         raise UserError(f"the covariance of {size} features needs more than {size} samples and held-out images")
 

@@ -79,6 +79,11 @@ class Classifier(nn.Module):
         levels = [level.float() for level in self.features(images)[1:]]
         return torch.cat([*(level.mean(dim=(2, 3)) for level in levels), levels[-1].amax(dim=(2, 3))], dim=1)
 
+    @property
+    def summary_size(self) -> int:
+        """D of `summary`."""
+        return sum(self.config.widths[1:]) + self.config.widths[-1]
+
     def embedding(self, images: Tensor) -> Tensor:
         """(N, widths[-1]): the last map's largest value in each channel, from which the head tells the classes."""
         return self.features(images)[-1].amax(dim=(2, 3))

@@ -219,3 +219,54 @@ def compute_fid(run_script, random_inception, image_folder, tmp_path):
 @pytest.fixture
 def results(tmp_path):
     return lambda: [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+
+
+RESUMED_STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
+RESUMED_STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
+"""Of every stage that the tests stop and run again."""
+
+
+def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
+    distillation = ("--teacher", teacher, "--pairs", pairs, *RESUMED_STEPS)
+    data = ("--preset", "tiny", *RESUMED_STEPS)
+    window = ("--critic-window", "48")
+    critic = ("--feature-network", pairs.parent / "features.safetensors", "--critic-images", "teacher")
+    return {
+        "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
+        "muon": (
+            *("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
+            *("--optimizer", "muon", "--more-ema-decays", "0.5"),
+        ),
+        "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
+        "one_step": ("distill_student.py", *distillation),
+        "four_step": ("four_step_student.py", *distillation),
+        "one_step_frechet": (
+            "distill_student.py",
+            *distillation,
+            *critic,
+            "--critic",
+            "frechet",
+            *window,
+            "--loss",
+            "features",
+        ),
+        "four_step_adversarial": (
+            "four_step_student.py",
+            *distillation,
+            *critic,
+            "--critic",
+            "adversarial",
+            "--own-share",
+            "1",
+        ),
+        "four_step_path": ("four_step_student.py", *distillation, "--own-gradient", "path"),
+        "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *RESUMED_STEPS),
+    }
+
+
+@pytest.fixture
+def commands(make_teacher, run_script, image_folder, tmp_path):
+    teacher, pairs = make_teacher(), tmp_path / "pairs"
+    run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
+    save_feature_network(tmp_path / "features.safetensors")
+    return training_commands(teacher, pairs, image_folder)

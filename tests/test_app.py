@@ -52,7 +52,7 @@ def test_settings_reach_the_samplers(open_app):
     app.selectbox(key="class").set_value("star")
     app.selectbox(key="solver").set_value("midpoint")
     app.number_input(key="num_steps").set_value(4)
-    app.number_input(key="guidance_scale_True_False").set_value(3.0)
+    app.number_input(key="guidance_scale_True_False_2").set_value(3.0)
     app.slider(key="guidance_interval").set_value((0.25, 0.5))
     assert len(drawn(app)["teacher"].images) == 16  # nothing happens before the form is sent
     submit(app, "generate")
@@ -63,7 +63,7 @@ def test_settings_reach_the_samplers(open_app):
     assert column.network_calls == 8 + 3
 
 
-BOUNDS = {"count": (1, 64), "seed": (0, 2**31 - 1), "num_steps": (1, 100), "guidance_scale_True_False": (0.0, 8.0)}
+BOUNDS = {"count": (1, 64), "seed": (0, 2**31 - 1), "num_steps": (1, 100), "guidance_scale_True_False_2": (0.0, 8.0)}
 
 
 @pytest.mark.parametrize("outside", [True, False])
@@ -124,7 +124,7 @@ def test_differences_are_shown_on_request_and_nothing_is_drawn_again(open_app):
 def test_unconditional_models_have_no_class_and_no_guidance(open_app, tmp_path):
     folder = write_models(tmp_path / "unconditional", replace(TINIEST_CONFIG, num_classes=0))
     app = open_app(folder=folder)
-    assert app.selectbox(key="no_class").disabled and app.number_input(key="guidance_scale_False_False").disabled
+    assert app.selectbox(key="no_class").disabled and app.number_input(key="guidance_scale_False_False_1").disabled
     assert drawn(app)["teacher"].labels is None and drawn(app)["teacher"].settings.guidance_scale == 1
     for page in ("trajectory", "explore"):
         assert not open_app(page, folder).error

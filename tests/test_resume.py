@@ -6,22 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, folder_contents, save_feature_network
+from conftest import ROOT, folder_contents
 
 from common.checkpoint import load_checkpoint
-from common.files import save_tensor_file, sha256
-from common.presets import NETWORKS
+from common.files import sha256
 from common.run_log import read_metrics
 from common.training_state import COMPACT_FILE, STATE_FILE, load_training_state
-
-STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
-STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
-
 
 WEIGHTS = ("teacher.safetensors", "teacher_ema_0.5.safetensors", "student.safetensors", "four_step.safetensors")
 WEIGHTS += ("feature_network.safetensors",)
@@ -43,52 +37,6 @@ def wait_for(condition, process, seconds=60) -> None:
 def logged_steps(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
-
-
-def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
-    distillation = ("--teacher", teacher, "--pairs", pairs, *STEPS)
-    data = ("--preset", "tiny", *STEPS)
-    window = ("--critic-window", "48")
-    critic = ("--feature-network", pairs.parent / "features.safetensors", "--critic-images", "teacher")
-    return {
-        "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
-        "muon": (
-            *("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
-            *("--optimizer", "muon", "--more-ema-decays", "0.5"),
-        ),
-        "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
-        "one_step": ("distill_student.py", *distillation),
-        "four_step": ("four_step_student.py", *distillation),
-        "one_step_frechet": (
-            "distill_student.py",
-            *distillation,
-            *critic,
-            "--critic",
-            "frechet",
-            *window,
-            "--loss",
-            "features",
-        ),
-        "four_step_adversarial": (
-            "four_step_student.py",
-            *distillation,
-            *critic,
-            "--critic",
-            "adversarial",
-            "--own-share",
-            "1",
-        ),
-        "four_step_path": ("four_step_student.py", *distillation, "--own-gradient", "path"),
-        "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *STEPS),
-    }
-
-
-@pytest.fixture
-def commands(make_teacher, run_script, image_folder, tmp_path):
-    teacher, pairs = make_teacher(), tmp_path / "pairs"
-    run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
-    save_feature_network(tmp_path / "features.safetensors")
-    return training_commands(teacher, pairs, image_folder)
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
@@ -257,54 +205,3 @@ def test_a_run_goes_on_with_some_of_its_averages(commands, run_script, tmp_path)
     assert "averages with --ema-decay 0.9, 0.5, and none with 0.7" in other.error_line
     assert run_script(script, *arguments, "--ema-decay", 0.5, "--more-ema-decays").status == 0
     assert load_checkpoint(tmp_path / "run" / "teacher.safetensors").header["ema_decay"] == 0.5
-
-
-def test_a_state_that_an_earlier_version_identified_by_more_still_goes_on(commands, run_script, tmp_path):
-    script, *arguments = commands["teacher"]
-    assert run_script(script, *arguments, "--out", tmp_path, "--max-minutes", 1e-5).status == 0
-    state = load_training_state(tmp_path / STATE_FILE)
-    state["identity"]["arguments"]["of_old"] = 1
-    save_tensor_file(tmp_path / STATE_FILE, state)
-    assert run_script(script, *arguments, "--out", tmp_path).status == 0
-
-
-def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_path):
-    script, *arguments = commands["teacher"]
-    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
-    before = folder_contents(tmp_path / "run")
-    result = run_script(script, *arguments, "--out", tmp_path / "run", "--learning-rate", 0.5)
-    assert "was made with --learning-rate 0.002, not 0.5" in result.error_line
-    result = run_script(script, *arguments, "--out", tmp_path / "run", "--network", '{"embedding_width": 32}')
-    assert "was made with another network" in result.error_line
-    assert folder_contents(tmp_path / "run") == before
-
-
-def test_a_run_is_not_resumed_with_another_network(commands, run_script, tmp_path, monkeypatch):
-    """A newer version of the project may have another network under a preset's name."""
-    script, *arguments = commands["teacher"]
-    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
-    before = folder_contents(tmp_path / "run")
-    monkeypatch.setitem(NETWORKS, "tiny", replace(NETWORKS["tiny"], widths=(16, 32, 48)))
-    result = run_script(script, *arguments, "--out", tmp_path / "run")
-    assert "was made with another network: use another --out" in result.error_line
-    assert folder_contents(tmp_path / "run") == before
-
-
-def test_a_run_is_not_resumed_on_other_pairs(commands, make_teacher, run_script, tmp_path):
-    for stage in ("reflow", "one_step"):
-        script, *arguments = commands[stage]
-        run_script(script, *arguments, "--out", tmp_path / stage, "--max-minutes", 1e-5)
-        other = ("--teacher", make_teacher(seed=7)) if stage == "one_step" else ()
-        pairs = tmp_path / f"other_{stage}"
-        command = ("--teacher", make_teacher(seed=7), "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
-        run_script("generate_noise_dataset.py", *command)
-        result = run_script(script, *arguments, *other, "--pairs", pairs, "--out", tmp_path / stage)
-        assert "was made with another" in result.error_line
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(commands, run_script, tmp_path):
-    script, *arguments = commands["teacher"]
-    result = run_script(script, *arguments, "--learning-rate", "1e30", "--warmup-steps", 0, "--out", tmp_path / "run")
-    assert "the loss or its gradient is not finite at step" in result.error_line
-    assert not (tmp_path / "run" / "teacher.safetensors").exists()
-    assert not (tmp_path / "run" / "training_state.pt").exists()

@@ -1,0 +1,60 @@
+"""What a run is not resumed with, and what it is resumed with in spite of a difference; nothing is spoiled."""
+
+from dataclasses import replace
+
+from conftest import folder_contents
+
+from common.files import save_tensor_file
+from common.presets import NETWORKS
+from common.training_state import STATE_FILE, load_training_state
+
+
+def test_a_state_that_an_earlier_version_identified_by_more_still_goes_on(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    assert run_script(script, *arguments, "--out", tmp_path, "--max-minutes", 1e-5).status == 0
+    state = load_training_state(tmp_path / STATE_FILE)
+    state["identity"]["arguments"]["of_old"] = 1
+    save_tensor_file(tmp_path / STATE_FILE, state)
+    assert run_script(script, *arguments, "--out", tmp_path).status == 0
+
+
+def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
+    before = folder_contents(tmp_path / "run")
+    result = run_script(script, *arguments, "--out", tmp_path / "run", "--learning-rate", 0.5)
+    assert "was made with --learning-rate 0.002, not 0.5" in result.error_line
+    result = run_script(script, *arguments, "--out", tmp_path / "run", "--network", '{"embedding_width": 32}')
+    assert "was made with another network" in result.error_line
+    assert folder_contents(tmp_path / "run") == before
+
+
+def test_a_run_is_not_resumed_with_another_network(commands, run_script, tmp_path, monkeypatch):
+    """A newer version of the project may have another network under a preset's name."""
+    script, *arguments = commands["teacher"]
+    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
+    before = folder_contents(tmp_path / "run")
+    monkeypatch.setitem(NETWORKS, "tiny", replace(NETWORKS["tiny"], widths=(16, 32, 48)))
+    result = run_script(script, *arguments, "--out", tmp_path / "run")
+    assert "was made with another network: use another --out" in result.error_line
+    assert folder_contents(tmp_path / "run") == before
+
+
+def test_a_run_is_not_resumed_on_other_pairs(commands, make_teacher, run_script, tmp_path):
+    for stage in ("reflow", "one_step"):
+        script, *arguments = commands[stage]
+        run_script(script, *arguments, "--out", tmp_path / stage, "--max-minutes", 1e-5)
+        other = ("--teacher", make_teacher(seed=7)) if stage == "one_step" else ()
+        pairs = tmp_path / f"other_{stage}"
+        command = ("--teacher", make_teacher(seed=7), "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
+        run_script("generate_noise_dataset.py", *command)
+        result = run_script(script, *arguments, *other, "--pairs", pairs, "--out", tmp_path / stage)
+        assert "was made with another" in result.error_line
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    result = run_script(script, *arguments, "--learning-rate", "1e30", "--warmup-steps", 0, "--out", tmp_path / "run")
+    assert "the loss or its gradient is not finite at step" in result.error_line
+    assert not (tmp_path / "run" / "teacher.safetensors").exists()
+    assert not (tmp_path / "run" / "training_state.pt").exists()
