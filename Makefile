@@ -22,9 +22,9 @@ demo: install
 	$(BIN)/python generate_noise_dataset.py --teacher demo/teacher/teacher.safetensors --num-pairs 2560 --num-steps 12 \
 		--out demo/noise_pairs
 	$(BIN)/python distill_student.py --teacher demo/teacher/teacher.safetensors --pairs demo/noise_pairs --out demo/one_step \
-		--batch-size 64 --learning-rate 1e-3 --steps 800 --warmup-steps 50 --decay-steps 400 --ema-decay 0.99 --evaluate-every 400
+		--preset tiny --evaluate-every 400
 	$(BIN)/python four_step_student.py --teacher demo/teacher/teacher.safetensors --pairs demo/noise_pairs --out demo/four_step \
-		--batch-size 64 --learning-rate 1e-3 --steps 800 --warmup-steps 50 --decay-steps 400 --ema-decay 0.99 --evaluate-every 400
+		--preset tiny --evaluate-every 400
 	mkdir -p demo/models
 	cp demo/teacher/teacher.safetensors demo/four_step/four_step.safetensors demo/one_step/student.safetensors demo/models
 	$(BIN)/python sample.py --compare demo/models/teacher.safetensors demo/models/four_step.safetensors \

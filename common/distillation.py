@@ -31,7 +31,7 @@ from common.distances import (
 from common.errors import UserError
 from common.noise import BLOCK_SIZE, derive_seed
 from common.pairs import PairBatch, PairSet, random_flips
-from common.presets import NETWORKS, STUDENT_RECIPE
+from common.presets import NETWORKS, STUDENT_RECIPES
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw
 from common.training import Trainer
@@ -41,13 +41,17 @@ from common.unet import UNet
 
 def student_parser(description: str, out: str) -> argparse.ArgumentParser:
     """The parser of a student stage, to which the stage adds its own arguments."""
+    preset = command_line.peek_preset(STUDENT_RECIPES, default="base")
     parser = command_line.ArgumentParser(description)
+    parser.add_argument("--preset", choices=STUDENT_RECIPES, default=preset, help="recipe: sets the defaults below")
     group = parser.add_argument_group("distillation")
     group.add_argument(
         "--teacher", type=Path, default=Path("checkpoints/teacher/teacher.safetensors"), help="checkpoint of stage 1"
     )
     group.add_argument("--pairs", type=Path, default=Path("noise_pairs"), help="folder of stage 2, by the same teacher")
-    group.add_argument("--preset", choices=NETWORKS, help="another network than the teacher's, from random weights")
+    group.add_argument(
+        "--student-network", choices=NETWORKS, help="that of a preset, from random weights (default: the teacher's)"
+    )
     group.add_argument("--init", type=Path, help="start from this checkpoint's weights (default: the teacher's)")
     group.add_argument(
         "--loss",
@@ -65,7 +69,7 @@ def student_parser(description: str, out: str) -> argparse.ArgumentParser:
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
 
     add_critic_arguments(parser)
-    add_training_arguments(parser, STUDENT_RECIPE, out)
+    add_training_arguments(parser, STUDENT_RECIPES[preset], out)
     command_line.add_device_arguments(parser)
     return parser
 
@@ -127,8 +131,8 @@ class Distillation:
     def _start(self) -> UNet:
         teacher_config = self.teacher.model.config
         torch.manual_seed(derive_seed("weights", self.args.seed))
-        if self.args.preset:
-            config = replace(NETWORKS[self.args.preset], num_classes=teacher_config.num_classes)
+        if self.args.student_network:
+            config = replace(NETWORKS[self.args.student_network], num_classes=teacher_config.num_classes)
             self.pairs.require_shape(config.image_shape)
             student = UNet(config)
         else:
@@ -137,7 +141,7 @@ class Distillation:
             self.header |= load_initial_weights(student, self.args.init)
             if self.header["initial"]["stage"] == "teacher":
                 self.header["initial_flop"] = 0  # as without --init: the teacher's are counted apart
-        elif not self.args.preset:
+        elif not self.args.student_network:
             student.load_state_dict(self.teacher.model.state_dict())
         return prepare(student, self.device)
 

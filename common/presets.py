@@ -58,11 +58,28 @@ TEACHER_RECIPES = {
 SNAPSHOT_STEPS = tuple(1000 * 2**power for power in range(10))
 """After these a teacher keeps its weights: early ones can guide later ones."""
 
-STUDENT_RECIPE = Recipe(
-    batch_size=128, learning_rate=3e-4, warmup_steps=500, steps=200_000, decay_steps=50_000, ema_decay=0.9995
-)
-"""For one GPU and 100,000 pairs; the README's CPU commands shorten it."""
-
+STUDENT_RECIPES = {
+    "tiny": Recipe(batch_size=64, learning_rate=1e-3, warmup_steps=50, steps=800, decay_steps=400, ema_decay=0.99),
+    "cpu": Recipe(
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        steps=3000,
+        decay_steps=1500,
+        ema_decay=0.998,
+        optimizer="muon",
+    ),
+    # For 100,000 pairs. Not measured.
+    "base": Recipe(
+        batch_size=128,
+        learning_rate=1e-3,
+        warmup_steps=500,
+        steps=200_000,
+        decay_steps=50_000,
+        ema_decay=0.9995,
+        optimizer="muon",
+    ),
+}
 
 FEATURE_RECIPE = Recipe(
     batch_size=500, learning_rate=4e-3, warmup_steps=50, steps=900, decay_steps=800, ema_decay=0.98, optimizer="muon"

@@ -24,8 +24,10 @@ NOT_RECORDED = {
     "compile",
     "snapshot_steps",
     "compact_state",
+    "preset",
 }
-"""Arguments that do not change what a run makes, beyond the rounding of another device."""
+"""Arguments that do not change what a run makes, beyond the rounding of another device, or whose effect is recorded by
+itself, as a preset's is under the names of the arguments whose defaults it sets."""
 
 MAY_CHANGE_ON_RESUME = {
     *NOT_RECORDED,

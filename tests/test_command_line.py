@@ -120,7 +120,10 @@ def test_reflow_starts_from_the_teacher(pipeline, run_script):
 
 def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, run_script):
     assert (
-        run_script("distill_student.py", *SHORT, "--preset", "tiny", "--loss", "pseudo-huber", "--out", "s").status == 0
+        run_script(
+            "distill_student.py", *SHORT, "--student-network", "tiny", "--loss", "pseudo-huber", "--out", "s"
+        ).status
+        == 0
     )
     assert run_script("four_step_student.py", *SHORT, "--init", "s/student.safetensors", "--out", "f").status == 0
     assert run_script("four_step_student.py", *SHORT, "--own-share", 0, "--out", "teacher_states_only").status == 0

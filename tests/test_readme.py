@@ -128,8 +128,10 @@ def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkey
                 continue
             checkpoint = load_checkpoint(folder / f"{files[script]}.safetensors")
             for name, value in vars(args).items():
-                # (What --network changed is compared below: a preset's name may stand for all of it.)
-                if name in checkpoint.header["arguments"].keys() - {"network"} and not isinstance(value, Path):
+                # (What --preset and --network chose is compared by the other names, and below.)
+                if name in checkpoint.header["arguments"].keys() - {"preset", "network"} and not isinstance(
+                    value, Path
+                ):
                     assert checkpoint.header["arguments"][name] == value, (script, name)
             assert checkpoint.header["step"] == args.steps
             if script == "teacher_rectified_flow.py":
