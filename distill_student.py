@@ -2,8 +2,7 @@
 
     x1 = x0 + u(x0, 0)
 
-Reads   the teacher's checkpoint and its noise pairs; with --loss features or --critic a feature network, and for the
-        latter the teacher's images
+Reads   the teacher's checkpoint and its noise pairs; with --loss features a feature network
 Writes  OUT/student.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, previews/, tensorboard/
 
 Smoke   python distill_student.py --teacher smoke/teacher/teacher.safetensors --pairs smoke/noise_pairs --steps 20 \\
@@ -14,12 +13,10 @@ Full    python distill_student.py
 import argparse
 
 import torch
-from torch import Tensor
 
 from common import command_line
-from common.critics import settle_critic_arguments
+from common.checkpoint import student_settings
 from common.distillation import Distillation, student_parser
-from common.errors import UserError
 from common.training import step_generator
 
 
@@ -29,25 +26,16 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    settle_critic_arguments(args)
-    num_fresh = round(args.critic_share * args.batch_size) if args.critic else 0
-    num_pairs = args.batch_size - num_fresh
-    if num_pairs == 0 or (args.critic and num_fresh == 0):
-        raise UserError(f"--batch-size {args.batch_size} is too small for --critic-share {args.critic_share}")
-    run = Distillation(args, "one_step", num_pairs, num_fresh)
-
-    def jump(network, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """One Euler step across the whole flow."""
-        return noise + network(noise, torch.zeros(len(noise), device=run.device), labels)
+    run = Distillation(args, args.batch_size)
 
     def batch_loss(network, step):
-        """The jump must land on the teacher's image (Liu et al. 2022, section 2.2). A critic judges fresh noise's."""
-        generator = step_generator(args.seed, step, run.device)
-        pair = run.batch(step, generator)
-        images = jump(network, *run.with_fresh_noise(pair, generator))
-        return run.image_distance(images[:num_pairs], pair.image).mean() + run.critic_loss(images[num_pairs:])
+        """One Euler step across the whole flow must land on the teacher's image (Liu et al. 2022, section 2.2)."""
+        pair = run.batch(step, step_generator(args.seed, step, run.device))
+        start = torch.zeros(len(pair), device=run.device)
+        landed = pair.noise + network(pair.noise, start, pair.labels)
+        return run.image_distance(landed, pair.image).mean()
 
-    return run.train(batch_loss, "student.safetensors")
+    return run.train(run.new_student(), "one_step", student_settings("one_step"), batch_loss)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ STAGES = ("teacher", "one_step", "four_step")
 """Whose models make images."""
 FEATURE_NETWORK = "feature_network"
 STUDENT_STEPS = {"one_step": 1, "four_step": 4}
+STUDENT_FILES = {"one_step": "student.safetensors", "four_step": "four_step.safetensors"}
 GUIDE_NAME = "guide.safetensors"
 """The weaker network that a teacher is guided by, where it lies beside the teacher."""
 
@@ -160,7 +161,7 @@ def load_header(path: str | Path) -> dict:
 
 
 def load_initial_weights(model: UNet, path: str | Path) -> dict:
-    """Starts `model` from the weights of a checkpoint. Returns what the new header keeps of them: all that they say.
+    """Starts `model` from the weights of a checkpoint. Returns what the new header keeps of them.
 
     Raises UserError where their architectures differ.
     """
@@ -168,6 +169,11 @@ def load_initial_weights(model: UNet, path: str | Path) -> dict:
     if initial.model.config != model.config:
         raise UserError(f"the weights in {path} are of another network: {initial.model.config}, not {model.config}")
     model.load_state_dict(initial.model.state_dict())
+    return initial_header(initial)
+
+
+def initial_header(initial: Checkpoint) -> dict:
+    """What the header of a model keeps of the weights that it started from: all that they say."""
     return {"initial": {"sha256": initial.sha256, **initial.header}, "initial_flop": initial.header["training_flop"]}
 
 

@@ -4,14 +4,12 @@ A critic is asked for a loss at every training step, remembers what it was shown
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import command_line
 from common.checkpoint import Checkpoint
 from common.classifier import Classifier
 from common.data import EpochOrder, ImageData, flip, images_behind
@@ -23,43 +21,7 @@ from common.noise import derive_seed
 from common.pairs import PairSet, random_flips
 
 CHUNK = 250
-DEFAULTS = {"critic_share": 0.5, "critic_images": "real", "critic_window": 4096}
-DEFAULT_WEIGHTS = {"frechet": 0.01, "adversarial": 0.01}
-
-
-def add_critic_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is not given stays None, for `settle_critic_arguments` to fill in."""
-    group = parser.add_argument_group("finishing leg: the student's images as a whole, in the feature network's eyes")
-    group.add_argument("--critic", choices=DEFAULT_WEIGHTS, help="what compares their distribution (default: none)")
-    group.add_argument("--critic-weight", type=command_line.POSITIVE, help="of its loss (default: 0.01)")
-    group.add_argument(
-        "--critic-share",
-        type=command_line.FRACTION,
-        help="share of the batch that starts from fresh noise, of which the teacher's images are not known (default: "
-        "0.5)",
-    )
-    group.add_argument(
-        "--critic-images", choices=("real", "teacher"), help="what the student's are compared with (default: real)"
-    )
-    group.add_argument(
-        "--critic-window", type=command_line.COUNT, help="samples that frechet's moments run over (default: 4096)"
-    )
-    group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
-
-
-def settle_critic_arguments(args: argparse.Namespace) -> None:
-    """Fills in the defaults. Raises UserError for an option without the critic that it is for."""
-    options = (*DEFAULTS, "critic_weight", "data_dir")
-    given = [name for name in options if getattr(args, name) is not None]
-    if args.critic is None:
-        if given:
-            raise UserError(f"--{given[0].replace('_', '-')} needs a --critic")
-        return
-    for name, value in {**DEFAULTS, "critic_weight": DEFAULT_WEIGHTS[args.critic]}.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if not 0 < args.critic_share < 1:
-        raise UserError(f"--critic-share {args.critic_share} must leave something to the critic and to the pairs")
+CRITICS = ("frechet", "adversarial")
 
 
 class RealImages:
@@ -74,6 +36,14 @@ class RealImages:
         images = teachers_images(args, teacher).to(pairs.device)
         self.count, self.labels = len(images), images.labels
         self.gather = lambda indices: images.batch(*as_they_are(indices.to(pairs.device)))[0]
+
+    def draw_labels(self, count: int, num_classes: int, generator: torch.Generator) -> Tensor | None:
+        """Labels (count,) with classes as frequent as among these images; None where there are no classes."""
+        if not num_classes:
+            return None
+        if self.labels is None:  # the pairs' classes take turns
+            return torch.randint(num_classes, (count,), generator=generator, device=generator.device)
+        return self.labels[torch.randint(len(self.labels), (count,), generator=generator, device=generator.device)]
 
 
 def as_they_are(indices: Tensor) -> tuple[Tensor, Tensor]:

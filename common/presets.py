@@ -81,6 +81,15 @@ STUDENT_RECIPES = {
     ),
 }
 
+FINISHING_RECIPE = Recipe(
+    batch_size=128,
+    learning_rate=2e-4,
+    warmup_steps=100,
+    steps=2000,
+    decay_steps=1000,
+    ema_decay=0.998,
+    optimizer="muon",
+)
 FEATURE_RECIPE = Recipe(
     batch_size=500, learning_rate=4e-3, warmup_steps=50, steps=900, decay_steps=800, ema_decay=0.98, optimizer="muon"
 )

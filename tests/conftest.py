@@ -126,13 +126,18 @@ def save_feature_network(path: Path) -> Classifier:
     return network
 
 
+def save_students(folder: Path, teacher: Path, config: UNetConfig = SMALL_CONFIG) -> None:
+    """Untrained students of a teacher, under the names that the stages give them."""
+    header = {"arguments": {"label_dropout": 0.1}, "teacher": sha256(teacher)}
+    save_model(folder / "student.safetensors", "one_step", 1, config, **header)
+    save_model(folder / "four_step.safetensors", "four_step", 2, config, **header)
+
+
 def write_models(folder: Path, config: UNetConfig = TINIEST_CONFIG) -> Path:
-    """An untrained teacher and untrained students of it, under the names that the stages give them."""
-    arguments = {"label_dropout": 0.1}
-    save_model(folder / "teacher.safetensors", "teacher", 0, config, arguments=arguments)
-    teacher = sha256(folder / "teacher.safetensors")
-    save_model(folder / "student.safetensors", "one_step", 1, config, arguments=arguments, teacher=teacher)
-    save_model(folder / "four_step.safetensors", "four_step", 2, config, arguments=arguments, teacher=teacher)
+    """An untrained teacher and untrained students of it."""
+    teacher = folder / "teacher.safetensors"
+    save_model(teacher, "teacher", 0, config, arguments={"label_dropout": 0.1})
+    save_students(folder, teacher, config)
     return folder
 
 
@@ -229,8 +234,10 @@ RESUMED_STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
 def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
     distillation = ("--teacher", teacher, "--pairs", pairs, *RESUMED_STEPS)
     data = ("--preset", "tiny", *RESUMED_STEPS)
-    window = ("--critic-window", "48")
-    critic = ("--feature-network", pairs.parent / "features.safetensors", "--critic-images", "teacher")
+    folder = pairs.parent
+    finishing = ("finish_student.py", *distillation, "--feature-network", folder / "features.safetensors")
+    finishing += ("--critic-images", "teacher")
+    frechet = ("--critic", "frechet", "--critic-window", "48", "--loss", "features")
     return {
         "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
         "muon": (
@@ -240,24 +247,10 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
         "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
         "one_step": ("distill_student.py", *distillation),
         "four_step": ("four_step_student.py", *distillation),
-        "one_step_frechet": (
-            "distill_student.py",
-            *distillation,
-            *critic,
-            "--critic",
-            "frechet",
-            *window,
-            "--loss",
-            "features",
-        ),
+        "one_step_frechet": (*finishing, "--student", folder / "student.safetensors", *frechet),
         "four_step_adversarial": (
-            "four_step_student.py",
-            *distillation,
-            *critic,
-            "--critic",
-            "adversarial",
-            "--own-share",
-            "1",
+            *(*finishing, "--student", folder / "four_step.safetensors"),
+            *("--critic", "adversarial"),
         ),
         "four_step_path": ("four_step_student.py", *distillation, "--own-gradient", "path"),
         "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *RESUMED_STEPS),
@@ -269,4 +262,5 @@ def commands(make_teacher, run_script, image_folder, tmp_path):
     teacher, pairs = make_teacher(), tmp_path / "pairs"
     run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
     save_feature_network(tmp_path / "features.safetensors")
+    save_students(tmp_path, teacher)
     return training_commands(teacher, pairs, image_folder)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SMALL_CONFIG, save_feature_network
+from conftest import SMALL_CONFIG, save_feature_network, save_students
 
 from common.critics import AdversarialCritic, FrechetCritic
 from common.data import load_images, split_held_out
@@ -20,8 +20,8 @@ def network(tmp_path):
 
 
 @pytest.fixture
-def distil(network, image_folder, run_script, tmp_path, monkeypatch):
-    """distil(...): a step-by-step finishing leg from a teacher of drawn shapes; the result."""
+def finish(network, image_folder, run_script, tmp_path, monkeypatch):
+    """finish(...): three steps with a student of a teacher of drawn shapes; the result."""
     from common import presets
 
     monkeypatch.setitem(presets.NETWORKS, "tiny", SMALL_CONFIG)
@@ -31,15 +31,17 @@ def distil(network, image_folder, run_script, tmp_path, monkeypatch):
     pairs = ("--teacher", teacher / "teacher.safetensors", "--num-steps", 4, "--num-pairs", 20)
     assert run_script("generate_noise_dataset.py", *pairs, "--out", tmp_path / "pairs").status == 0
 
+    save_students(tmp_path, teacher / "teacher.safetensors")
+
     def run(*arguments):
         files = ("--pairs", tmp_path / "pairs", "--feature-network", tmp_path / "features.safetensors")
-        command = ("--teacher", teacher / "teacher.safetensors", *files, *SHORT, "--out", tmp_path / "student")
-        return run_script("distill_student.py", *command, *arguments)
+        files += ("--teacher", teacher / "teacher.safetensors", "--student", tmp_path / "student.safetensors")
+        return run_script("finish_student.py", *files, *SHORT, "--out", tmp_path / "finished", *arguments)
 
     return run
 
 
-def test_the_real_images_are_those_that_trained_the_teacher(distil, network, image_folder, tmp_path, monkeypatch):
+def test_the_real_images_are_those_that_trained_the_teacher(finish, network, image_folder, tmp_path, monkeypatch):
     """And not those that it never saw. The students' features are taken into the moments after each step."""
     references = []
     create = FrechetCritic.__init__
@@ -49,27 +51,27 @@ def test_the_real_images_are_those_that_trained_the_teacher(distil, network, ima
         references.append(critic.running.to_reference)
 
     monkeypatch.setattr(FrechetCritic, "__init__", spy)
-    assert distil("--critic", "frechet", "--critic-window", 48).status == 0
+    assert finish("--critic-window", 48).status == 0
     training, _ = split_held_out(load_images("folder", image_folder), 0.25)
     with torch.no_grad():
         features = network.summary(to_float(training.images))
     torch.testing.assert_close(references[0].mean, features.double().mean(0), rtol=1e-4, atol=1e-5)
-    state = load_training_state(tmp_path / "student" / "training_state.pt")["critic"]
+    state = load_training_state(tmp_path / "finished" / "training_state.pt")["critic"]
     assert state["running.seen"] == 12  # four fresh images in each of three steps
 
 
-def test_other_images_are_refused(distil, image_folder, tmp_path):
+def test_what_cannot_be_finished_is_refused(finish, image_folder, make_teacher, tmp_path):
     (tmp_path / "fewer").mkdir()
     for path in sorted(image_folder.iterdir())[:3]:
         (tmp_path / "fewer" / path.name).symlink_to(path)
-    result = distil("--critic", "frechet", "--data-dir", tmp_path / "fewer")
-    assert "are not those that trained" in result.error_line
-    assert not (tmp_path / "student").exists()
-    assert "no checkpoint at" in distil("--critic", "frechet", "--feature-network", "nowhere").error_line
-    assert "must leave something" in distil("--critic", "frechet", "--critic-share", 1).error_line
-    assert "must be 48 or more" in distil("--critic", "frechet", "--critic-window", 47).error_line
-    assert "--critic-share needs a --critic" in distil("--critic-share", 0.5).error_line
-    assert "--feature-weight needs" in distil("--feature-weight", 0.5).error_line
+    assert "are not those that trained" in finish("--data-dir", tmp_path / "fewer").error_line
+    assert "no checkpoint at" in finish("--feature-network", "nowhere").error_line
+    assert "must leave something" in finish("--critic-share", 1).error_line
+    assert "must leave something" in finish("--critic-share", 0.01).error_line
+    assert "must be 48 or more" in finish("--critic-window", 47).error_line
+    assert "--feature-weight needs" in finish("--feature-weight", 0.5).error_line
+    assert "is no student of" in finish("--student", make_teacher()).error_line
+    assert not (tmp_path / "finished").exists()
 
 
 def test_a_discriminator_learns_to_tell(network):

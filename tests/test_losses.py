@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import random_network, save_feature_network
+from conftest import random_network, save_feature_network, save_model
 
 from common import flow
 from common.checkpoint import load_checkpoint
@@ -151,63 +151,38 @@ def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_p
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("script", "batch", "rolled_out"), [("distill_student.py", 24, 1), ("four_step_student.py", 96, 4)]
-)
-def test_a_critic_judges_the_images_of_fresh_noise(script, batch, rolled_out, first_record, training_pairs, tmp_path):
-    """A quarter of the batch, beside the loss of all pairs; by the discriminator as it is at its start."""
-    network = save_feature_network(tmp_path / "features.safetensors")
-    arguments = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)
-    arguments += (
-        "--feature-network",
-        tmp_path / "features.safetensors",
-        *(("--own-share", 1) if rolled_out > 1 else ()),
-    )
-    record = first_record(script, "--batch-size", batch, *arguments)
+@pytest.mark.parametrize(("stage", "num_steps"), [("one_step", 1), ("four_step", 4)])
+def test_a_critic_judges_the_images_of_fresh_noise(
+    stage, num_steps, first_record, training_pairs, make_teacher, tmp_path
+):
+    """A quarter of the batch, beside the images of all pairs; by the discriminator as it is at its start.
 
-    generator, pair = step_generator(0, 0, CPU), training_pairs
+    Its gradient goes through all of the student's steps.
+    """
+    network = save_feature_network(tmp_path / "features.safetensors")
+    save_model(tmp_path / "student.safetensors", stage, 0, arguments={}, teacher=sha256(make_teacher()))
+    student = ("--student", tmp_path / "student.safetensors", "--feature-network", tmp_path / "features.safetensors")
+    critic = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)
+    record = first_record("finish_student.py", "--batch-size", 24, *student, *critic)
+
+    generator, pair, network_of_student = step_generator(0, 0, CPU), training_pairs, random_network()
     torch.rand(NUM_TRAINING, generator=generator)  # the flips
     fresh = torch.randn(6, 3, 32, 32, generator=generator)
-    labels = torch.randint(10, (6,), generator=generator)
-    losses, targets = [], [*pair.states.unbind(1), pair.image] if rolled_out > 1 else [pair.image]
-    x = pair.noise
-    for index, target in enumerate(targets):
-        t, length = index / rolled_out, 1 / rolled_out
-        x = x + length * velocity(x, t, pair.labels)
-        fresh = fresh + length * velocity(fresh, t, labels)
-        losses.append((x - target).square().mean().item())
+    x, labels = pair.noise, torch.randint(10, (6,), generator=generator)
+    for index in range(num_steps):
+        t = index / num_steps
+        x = x + network_of_student(x, torch.full((NUM_TRAINING,), t), pair.labels) / num_steps
+        fresh = fresh + network_of_student(fresh, torch.full((6,), t), labels) / num_steps
     real = SimpleNamespace(count=NUM_TRAINING)
-    judged = AdversarialCritic(network, real, 6, seed=0, flips=False)(fresh).item()
-    assert judged != 0
-    assert record["loss"] == pytest.approx(sum(losses) / rolled_out + 2 * judged, rel=1e-3)
-
-
-def test_a_critics_gradient_goes_through_all_four_steps(first_record, training_pairs, tmp_path):
-    """Its images have no other loss, so that it alone can teach the first three steps anything of them."""
-    network = save_feature_network(tmp_path / "features.safetensors")
-    arguments = (
-        "--critic",
-        "adversarial",
-        "--critic-images",
-        "teacher",
-        "--critic-weight",
-        1e3,
-        "--critic-share",
-        0.25,
-    )
-    files = ("--feature-network", tmp_path / "features.safetensors")
-    record = first_record("four_step_student.py", "--batch-size", 96, "--own-share", 1, *arguments, *files)
-    generator = step_generator(0, 0, CPU)
-    torch.rand(NUM_TRAINING, generator=generator)  # the flips
-    fresh = torch.randn(6, 3, 32, 32, generator=generator)
-    labels = torch.randint(10, (6,), generator=generator)
-    student = random_network()
-    for index in range(4):
-        fresh = fresh + student(fresh, torch.full((6,), index / 4), labels) / 4
-    critic = AdversarialCritic(network.requires_grad_(False), SimpleNamespace(count=18), 6, seed=0, flips=False)
-    (1e3 * critic(fresh)).backward()
-    norm = torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item()
-    assert record["gradient_norm"] == pytest.approx(norm, rel=0.02)  # the pairs' own loss has a little of it
+    judged = AdversarialCritic(network.requires_grad_(False), real, 6, seed=0, flips=False)(fresh)
+    loss = (x - pair.image).square().mean() + 2 * judged
+    loss.backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in network_of_student.parameters()]).norm().item()
+    assert judged.item() != 0
+    assert record["loss"] == pytest.approx(loss.item(), rel=1e-3)
+    assert record["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+    finished = load_checkpoint(next((tmp_path / "run").glob("*.safetensors")))
+    assert finished.stage == stage and finished.header["initial"]["stage"] == stage
 
 
 @pytest.mark.parametrize("label_dropout", [0, 1])

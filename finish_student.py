@@ -1,0 +1,99 @@
+"""Stage 5, optional: teach a distilled student that its images, as a whole, be distributed as the real ones.
+
+    distance(its images of the pairs' noise, the teacher's)  +  weight * critic(its images of fresh noise)
+
+A student that was distilled on pairs averages over what it cannot resolve, and blurs. A critic sees that in the
+features of a network of the same images; the pairs keep the student its teacher's: the same noise, the same picture.
+
+Reads   the student's checkpoint, its teacher's and the noise pairs; a feature network's; the teacher's images, unless
+        the teacher's own are the goal (--critic-images teacher)
+Writes  OUT/student.safetensors or OUT/four_step.safetensors, as the student is (EMA weights), training_state.pt,
+        metrics.jsonl, loss.png, previews/, tensorboard/
+
+Smoke   python finish_student.py --teacher smoke/teacher/teacher.safetensors --pairs smoke/noise_pairs \\
+            --feature-network smoke/feature_network/feature_network.safetensors \\
+            --student smoke/one_step/student.safetensors --steps 20 --warmup-steps 5 --decay-steps 5 \\
+            --batch-size 16 --critic-window 1024 --out smoke/finished
+Full    python finish_student.py --student checkpoints/one_step/student.safetensors
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common import command_line
+from common.checkpoint import initial_header, load_checkpoint
+from common.critics import CRITICS, RealImages, make_critic
+from common.distillation import Distillation, distillation_parser
+from common.errors import UserError
+from common.presets import FINISHING_RECIPE
+from common.sampling import GuidedVelocity
+from common.solvers import integrate
+from common.training import step_generator
+
+
+def parse_args() -> argparse.Namespace:
+    parser = distillation_parser(__doc__, FINISHING_RECIPE, out="checkpoints/finished")
+    group = parser.add_argument_group("finish")
+    group.add_argument("--student", type=Path, required=True, help="checkpoint of stage 3 or 4")
+    group.add_argument("--critic", choices=CRITICS, default="frechet", help="what compares the distributions")
+    group.add_argument("--critic-weight", type=command_line.POSITIVE, default=0.01, help="of its loss")
+    group.add_argument(
+        "--critic-share",
+        type=command_line.FRACTION,
+        default=0.5,
+        help="share of the batch that starts from fresh noise, of which the teacher's images are not known",
+    )
+    group.add_argument(
+        "--critic-images", choices=("real", "teacher"), default="real", help="what the student's are compared with"
+    )
+    group.add_argument(
+        "--critic-window", type=command_line.COUNT, default=4096, help="samples that frechet's moments run over"
+    )
+    group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    num_fresh = round(args.critic_share * args.batch_size)
+    if not 0 < num_fresh < args.batch_size:
+        raise UserError(
+            f"--critic-share {args.critic_share} of --batch-size {args.batch_size} must leave something to the critic "
+            "and to the pairs"
+        )
+    run = Distillation(args, args.batch_size - num_fresh)
+    student = load_checkpoint(args.student, run.device)
+    if student.header.get("teacher") != run.teacher.sha256:
+        raise UserError(f"{args.student} is no student of {args.teacher}")
+    run.header |= initial_header(student)
+    real = RealImages(args, run.teacher, run.pairs)
+    critic = make_critic(args, run.load_feature_network(), real, num_fresh, run.precision)
+
+    def fresh_noise(generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Noise (num_fresh, C, H, W) that belongs to no pair, and labels (num_fresh,) where the student has classes."""
+        shape = student.model.config.image_shape
+        noise = torch.randn(num_fresh, *shape, generator=generator, device=run.device)
+        return noise, real.draw_labels(num_fresh, len(student.class_names), generator)
+
+    def make_images(network, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """All of the student's steps from noise (n, C, H, W), and a gradient that goes through all of them."""
+        velocity = GuidedVelocity(network, labels, student.settings)
+        return integrate(velocity, noise, student.settings.solver, student.settings.times)[0]
+
+    def batch_loss(network, step):
+        generator = step_generator(args.seed, step, run.device)
+        pair = run.batch(step, generator)
+        noise, labels = fresh_noise(generator)
+        labels = None if labels is None else torch.cat([pair.labels, labels])
+        images = make_images(network, torch.cat([pair.noise, noise]), labels)
+        to_teacher = run.image_distance(images[: len(pair)], pair.image).mean()
+        return to_teacher + args.critic_weight * critic(images[len(pair) :])
+
+    return run.train(student.model, student.stage, student.settings, batch_loss, critic)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
