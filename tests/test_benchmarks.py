@@ -76,3 +76,17 @@ def test_step_times_are_where_two_eulers_steps_err_least(run_script, make_teache
     best = sorted(costs.items(), key=lambda item: item[1])
     assert [float(time) for time, _ in printed] == [*(time for time, _ in best), 0.5]
     assert [float(cost) for _, cost in printed[:3]] == pytest.approx([cost for _, cost in best], abs=1e-5)
+
+
+def test_mirrored_pairs_are_measured_against_the_teacher_s_own(run_script, make_teacher):
+    """Against a step of Euler written out; an untrained network is far from symmetric."""
+    arguments = ("--solver", "euler", "--num-steps", 1, "--guidance-scale", 1, "--num-samples", 4)
+    result = run_script("benchmarks/mirror_symmetry.py", make_teacher(), *arguments, "--precision", "fp32")
+    assert result.status == 0, result.err
+    network, noise, start = random_network(), sample_noise(0, 0, 4, (3, 32, 32)), torch.zeros(4)
+    with torch.no_grad():
+        image = noise + network(noise, start, torch.arange(4))
+        mirrored = noise.flip(-1) + network(noise.flip(-1), start, torch.arange(4))
+    error = (mirrored.flip(-1) - image).square().mean().item()
+    between, least = (float(line[45:].split()[0]) for line in result.out.splitlines()[2:])
+    assert (between, least) == pytest.approx((error, error / 4), abs=1e-4) and error > 0.01

@@ -1,0 +1,73 @@
+"""How wrong are mirrored pairs: does a teacher turn mirrored noise into the mirrored image?
+
+    python benchmarks/mirror_symmetry.py checkpoints/pretrained/teacher.safetensors \\
+        --guide checkpoints/pretrained/guide.safetensors
+
+The student stages mirror noise, states and image of a pair together, unless --no-flips is given. Of a teacher that is
+not quite symmetric half of these pairs are not its own, and a student that fits both halves equally misses each by half
+of the way between them: a quarter of their mean squared distance, which no training brings lower. More pairs without
+flips have no such floor. Prints both beside the variance of the images around their class mean.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common.command_line import (
+    COUNT,
+    COUNT_OR_ZERO,
+    add_device_arguments,
+    add_sampling_arguments,
+    load_teacher,
+    run,
+    sampling_settings,
+)
+from common.device import choose_device, choose_precision, describe_machine
+from common.distances import mean_squared, share_of_variance, variance_around_class_mean
+from common.noise import BLOCK_SIZE, sample_noise
+from common.sampling import balanced_labels, draw
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--num-samples", type=COUNT, default=200)
+    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0)
+    add_sampling_arguments(parser)
+    add_device_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    teacher = load_teacher(args.teacher, args, device, otherwise="it learned from pairs that were mirrored, or not")
+    settings = sampling_settings(args, teacher, teacher.settings)
+    images, of_mirrored_noise, labels = [], [], balanced_labels(range(len(teacher.class_names)), 0, args.num_samples)
+    for start in range(0, args.num_samples, BLOCK_SIZE):
+        count = min(BLOCK_SIZE, args.num_samples - start)
+        noise = sample_noise(args.seed, start, count, teacher.model.config.image_shape)
+        some = None if labels is None else labels[start : start + count]
+        for drawn, given in ((images, noise), (of_mirrored_noise, noise.flip(-1))):
+            drawn.append(
+                draw(teacher.model, given, some, settings, precision=precision, guide=teacher.guide_model).images.cpu()
+            )
+    images, of_mirrored_noise = torch.cat(images), torch.cat(of_mirrored_noise)
+    error = mean_squared(of_mirrored_noise.flip(-1), images).item()
+    variance = variance_around_class_mean(images, labels)
+    print(f"{describe_machine(device)}, {precision.name}, torch {torch.__version__}")
+    print(f"{args.num_samples} images of seed {args.seed}, {settings.describe()}")
+    for name, value in (
+        ("between an image and that of mirrored noise", error),
+        ("least error of a student of both", error / 4),
+    ):
+        print(f"{name:45} {value:.4f}  {share_of_variance(value, variance)}")
+
+
+if __name__ == "__main__":
+    run(main)
