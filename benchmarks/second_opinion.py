@@ -30,7 +30,7 @@ from common import command_line
 from common.checkpoint import Checkpoint, code_version, load_feature_network
 from common.classifier import Classifier
 from common.data import ImageData, images_behind
-from common.device import choose_device, choose_precision, describe_machine
+from common.device import Precision, choose_device, choose_precision, describe_machine
 from common.distillation import error_on_pairs
 from common.errors import UserError
 from common.files import canonical_json
@@ -85,10 +85,22 @@ class Judge:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return torch.cat([self.network.summary(to_float(batch.to(self.device))).cpu() for batch in batches])
 
-    def distance_to_held_out(self, features: Tensor) -> float:
+    def of_samples(self, features: Tensor) -> dict[str, float]:
+        return {"frechet_distance": self._distance(features), "closer_than_real": self._share_closer(features)}
+
+    def of_real_images(self, count: int, seed: int) -> dict[str, float]:
+        """What is to be expected: `count` training images by their distance, the held-out ones by their closeness."""
+        some = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(seed))[:count]
+        return {
+            "count": len(some),
+            "frechet_distance": self._distance(self.training[some]),
+            "closer_than_real": self._share_closer(self.held_out),
+        }
+
+    def _distance(self, features: Tensor) -> float:
         return frechet_inception_distance(statistics(features), self.held_out_statistics)
 
-    def share_closer_than_real(self, features: Tensor) -> float:
+    def _share_closer(self, features: Tensor) -> float:
         return share_closer_than_real(features, self.training, self.mirrored)
 
 
@@ -111,15 +123,11 @@ def main() -> None:
         raise UserError(f"the covariance of {size} features needs more than {size} samples and held-out images")
 
     judge = Judge(network, training, held_out, precision.device)
-    some = torch.randperm(len(training), generator=torch.Generator().manual_seed(args.seed))[: args.num_samples]
+    real = judge.of_real_images(args.num_samples, args.seed)
     circumstances = {
         "num_samples": args.num_samples,
         "judge": judge_sha256,
-        "real": {
-            "count": len(some),
-            "frechet_distance": judge.distance_to_held_out(judge.training[some]),
-            "closer_than_real": judge.share_closer_than_real(judge.held_out),
-        },
+        "real": real,
         "machine": describe_machine(precision.device),
         "versions": {"code": code_version(), "torch": torch.__version__},
     }
@@ -129,16 +137,7 @@ def main() -> None:
         source = ModelSamples(model, settings, args.seed, command_line.chosen_classes(None, model), precision)
         images = first_images(source, args.num_samples)
         features = judge.features(images)
-        opinion = {
-            "frechet_distance": judge.distance_to_held_out(features),
-            "closer_than_real": judge.share_closer_than_real(features),
-            "held_out_error": None,
-        }
-        if pairs and model.is_student:
-            held_out_count = min(HELD_OUT_PAIRS, model.header["num_pairs"] // 10)  # the set may have grown since
-            opinion["held_out_error"] = error_on_pairs(
-                model.model, settings, pairs.held_out()[:held_out_count], precision
-            )
+        opinion = judge.of_samples(features) | {"held_out_error": error_to_teacher(model, pairs, precision)}
         result = source.describe() | training_of(model) | opinion | circumstances
         rows.append(row_of(f"{model.path}, {run_of(result)}", result))
         if args.output:
@@ -147,7 +146,6 @@ def main() -> None:
         save_picture(beside_neighbours(images[:SHOWN], features[:SHOWN], training.images, judge), figure)
         print(f"{figure}: samples, and right of each the training images nearest to it", file=sys.stderr)
 
-    real = circumstances["real"]
     rows.append((f"{real['count']:,} training images", f"{real['frechet_distance']:.3f}", "", ""))
     rows.append((f"{len(held_out):,} held-out images", "", f"{real['closer_than_real']:.1%}", ""))
     print(f"{args.num_samples:,} samples, seed {args.seed}; {precision.name}, {describe_machine(precision.device)}")
@@ -174,6 +172,14 @@ def lineage(model: Checkpoint) -> list[dict]:
     while "initial" in headers[0]:
         headers.insert(0, headers[0]["initial"])
     return headers
+
+
+def error_to_teacher(model: Checkpoint, pairs: PairSet | None, precision: Precision) -> float | None:
+    """A student's mean squared error on the held-out pairs; None for a teacher, or without pairs."""
+    if pairs is None or not model.is_student:
+        return None
+    count = min(HELD_OUT_PAIRS, model.header["num_pairs"] // 10)  # the set may have grown since
+    return error_on_pairs(model.model, model.settings, pairs.held_out()[:count], precision)
 
 
 def first_images(source: ModelSamples, count: int) -> Tensor:
