@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from common import command_line
-from common.checkpoint import initial_header, load_checkpoint
+from common.checkpoint import Checkpoint, initial_header, load_checkpoint, prepare
 from common.critics import CRITICS, RealImages, make_critic
 from common.distillation import Distillation, distillation_parser
 from common.errors import UserError
+from common.pairs import held_out_of
 from common.presets import FINISHING_RECIPE
 from common.sampling import GuidedVelocity
 from common.solvers import integrate
@@ -50,25 +51,51 @@ def parse_args() -> argparse.Namespace:
         "--critic-images", choices=("real", "teacher"), default="real", help="what the student's are compared with"
     )
     group.add_argument(
-        "--critic-window", type=command_line.COUNT, default=4096, help="samples that frechet's moments run over"
+        "--critic-window", type=command_line.COUNT, help="samples that frechet's moments run over (default: 4096)"
     )
     group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
     return parser.parse_args()
 
 
+def settle_critic_arguments(args: argparse.Namespace) -> None:
+    """Raises UserError for an option that would do nothing."""
+    if args.critic_images == "teacher" and args.data_dir:
+        raise UserError("--data-dir is of the real images: it goes with --critic-images real")
+    if args.critic != "frechet" and args.critic_window:
+        raise UserError("--critic-window needs --critic frechet")
+    if args.critic == "frechet":
+        args.critic_window = args.critic_window or 4096
+
+
+def require_same_teaching(student: Checkpoint, run: Distillation) -> None:
+    """Raises UserError for a student of another teacher or other pairs, or that has seen what is held out now."""
+    if student.header.get("teacher") != run.teacher.sha256:
+        raise UserError(f"{student.path} is no student of {run.args.teacher}")
+    run.pairs.require_student(student)
+    if held_out_of(student.header["num_pairs"]) != run.pairs.held_out_count:
+        raise UserError(
+            f"{student.path} learned from {student.header['num_pairs']:,} pairs, and perhaps from some that are held "
+            f"out now that {run.args.pairs} has {len(run.pairs):,}"
+        )
+
+
 def main() -> int:
     args = parse_args()
-    num_fresh = round(args.critic_share * args.batch_size)
-    if not 0 < num_fresh < args.batch_size:
+    settle_critic_arguments(args)
+    student = load_checkpoint(args.student)
+    if not student.is_student:
+        raise UserError(f"{args.student} is a teacher: give a student")
+    # An image takes as many places of the batch as it takes network calls.
+    num_images = args.batch_size // student.settings.num_steps
+    num_fresh = round(args.critic_share * num_images)
+    if not 0 < num_fresh < num_images:
         raise UserError(
             f"--critic-share {args.critic_share} of --batch-size {args.batch_size} must leave something to the critic "
             "and to the pairs"
         )
-    run = Distillation(args, args.batch_size - num_fresh)
-    student = load_checkpoint(args.student, run.device)
-    if student.header.get("teacher") != run.teacher.sha256:
-        raise UserError(f"{args.student} is no student of {args.teacher}")
-    run.header |= initial_header(student)
+    run = Distillation(args, num_images - num_fresh)
+    require_same_teaching(student, run)
+    run.header |= {"student": student.sha256, **initial_header(student)}
     real = RealImages(args, run.teacher, run.pairs)
     critic = make_critic(args, run.load_feature_network(), real, num_fresh, run.precision)
 
@@ -92,7 +119,7 @@ def main() -> int:
         to_teacher = run.image_distance(images[: len(pair)], pair.image).mean()
         return to_teacher + args.critic_weight * critic(images[len(pair) :])
 
-    return run.train(student.model, student.stage, student.settings, batch_loss, critic)
+    return run.train(prepare(student.model, run.device), student.stage, student.settings, batch_loss, critic)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from common import command_line, flow
-from common.checkpoint import load_initial_weights, prepare
+from common.checkpoint import WEIGHTS_FILES, load_initial_weights, prepare
 from common.data import EpochOrder, load_images
 from common.device import choose_device, choose_precision
 from common.noise import derive_seed
@@ -128,7 +128,7 @@ def main() -> int:
         args,
         model,
         precision,
-        weights_name="teacher.safetensors",
+        weights_name=WEIGHTS_FILES["teacher"],
         batch_loss=batch_loss,
         evaluate=evaluate,
         preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),

@@ -8,18 +8,18 @@ from weakref import WeakValueDictionary
 
 import streamlit as st
 
-from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint, load_header
+from common.checkpoint import GUIDE_NAME, WEIGHTS_FILES, Checkpoint, load_checkpoint, load_header
 from common.comparison import require_comparable
 from common.device import choose_device
 from common.errors import UserError
 from common.results import STAGE_NAMES
 
 MADE_BY = {
-    "teacher": ("teacher_rectified_flow.py", "teacher.safetensors"),
-    "four_step": ("four_step_student.py", "four_step.safetensors"),
-    "one_step": ("distill_student.py", "student.safetensors"),
+    "teacher": "teacher_rectified_flow.py",
+    "four_step": "four_step_student.py",
+    "one_step": "distill_student.py",
 }
-"""The script that makes a model of each stage, and the name that it gives to the file."""
+"""The script that makes a model of each stage."""
 NO_GUIDE = "none"
 
 
@@ -44,8 +44,8 @@ def choose_models(folder: Path) -> dict[str, Checkpoint]:
         st.header("Models")
         for stage, name in STAGE_NAMES.items():
             if not found[stage]:
-                script, file = MADE_BY[stage]
-                problems.append(f"No {name} in {from_here(folder)}: `python {script}` makes one ({file}).")
+                made = f"`python {MADE_BY[stage]}` makes one ({WEIGHTS_FILES[stage]})"
+                problems.append(f"No {name} in {from_here(folder)}: {made}.")
                 continue
             file = choose_file(name.capitalize(), found[stage], f"model_{stage}")
             try:
@@ -82,7 +82,7 @@ def find_models(folder: Path) -> tuple[dict[str, dict[str, File]], list[str]]:
         if stage in found:  # a feature network makes no images
             found[stage][str(path.relative_to(folder))] = file
     for stage, files in found.items():
-        usual_name = MADE_BY[stage][1]
+        usual_name = WEIGHTS_FILES[stage]
 
         def order(name: str, usual_name=usual_name) -> tuple:
             path = folder / name

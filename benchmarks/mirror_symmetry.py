@@ -4,9 +4,9 @@
         --guide checkpoints/pretrained/guide.safetensors
 
 The student stages mirror noise, states and image of a pair together, unless --no-flips is given. Of a teacher that is
-not quite symmetric half of these pairs are not its own, and a student that fits both halves equally misses each by half
-of the way between them: a quarter of their mean squared distance, which no training brings lower. More pairs without
-flips have no such floor. Prints both beside the variance of the images around their class mean.
+not quite symmetric half of these pairs are not its own. A student that fits both halves alike misses each by half of
+the way between them, a quarter of their mean squared distance, however long it is trained. More pairs without flips
+have no such floor. Prints both beside the variance of the images around their class mean.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    teacher = load_teacher(args.teacher, args, device, otherwise="it learned from pairs that were mirrored, or not")
+    teacher = load_teacher(args.teacher, args, device, otherwise="give the teacher whose pairs it learned from")
     settings = sampling_settings(args, teacher, teacher.settings)
     images, of_mirrored_noise, labels = [], [], balanced_labels(range(len(teacher.class_names)), 0, args.num_samples)
     for start in range(0, args.num_samples, BLOCK_SIZE):
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"{args.num_samples} images of seed {args.seed}, {settings.describe()}")
     for name, value in (
         ("between an image and that of mirrored noise", error),
-        ("least error of a student of both", error / 4),
+        ("error of a student that fits both alike", error / 4),
     ):
         print(f"{name:45} {value:.4f}  {share_of_variance(value, variance)}")
 

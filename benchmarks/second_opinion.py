@@ -33,13 +33,12 @@ from common.data import ImageData, images_behind
 from common.device import Precision, choose_device, choose_precision, describe_machine
 from common.distillation import error_on_pairs
 from common.errors import UserError
-from common.files import canonical_json
 from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
 from common.metrics import frechet_inception_distance, statistics
 from common.neighbours import nearest, share_closer_than_real
 from common.noise import BLOCK_SIZE
-from common.pairs import HELD_OUT_PAIRS, PairSet
+from common.pairs import PairSet, held_out_of
 from common.results import NEEDED_OF_OPINIONS, append_result, read_results, run_of
 from common.tables import text_table
 
@@ -115,8 +114,8 @@ def main() -> None:
     pairs = PairSet(args.pairs, precision.device) if args.pairs else None
     for model in models:
         refuse_what_cannot_be_judged(model, models, args.judge, header, judge_sha256)
-        if pairs and model.is_student and canonical_json(model.header["pairs"]) != canonical_json(pairs.header):
-            raise UserError(f"{model.path} did not learn from pairs like those in {args.pairs}")
+        if pairs and model.is_student:
+            pairs.require_student(model)
     training, held_out = images_behind(args.judge, header, args.data_dir)
     size = network.summary_size
     if min(len(held_out), args.num_samples) <= size:
@@ -167,7 +166,7 @@ def refuse_what_cannot_be_judged(
 
 
 def lineage(model: Checkpoint) -> list[dict]:
-    """The headers of a model and, before it, of those whose weights it started from (`--init`)."""
+    """The headers of a model and, before it, of those whose weights it started from (`--init`, `--student`)."""
     headers = [model.header]
     while "initial" in headers[0]:
         headers.insert(0, headers[0]["initial"])
@@ -178,7 +177,7 @@ def error_to_teacher(model: Checkpoint, pairs: PairSet | None, precision: Precis
     """A student's mean squared error on the held-out pairs; None for a teacher, or without pairs."""
     if pairs is None or not model.is_student:
         return None
-    count = min(HELD_OUT_PAIRS, model.header["num_pairs"] // 10)  # the set may have grown since
+    count = held_out_of(model.header["num_pairs"])  # the set may have grown since
     return error_on_pairs(model.model, model.settings, pairs.held_out()[:count], precision)
 
 

@@ -23,7 +23,12 @@ STAGES = ("teacher", "one_step", "four_step")
 """Whose models make images."""
 FEATURE_NETWORK = "feature_network"
 STUDENT_STEPS = {"one_step": 1, "four_step": 4}
-STUDENT_FILES = {"one_step": "student.safetensors", "four_step": "four_step.safetensors"}
+WEIGHTS_FILES = {
+    "teacher": "teacher.safetensors",
+    "one_step": "student.safetensors",
+    "four_step": "four_step.safetensors",
+}
+"""What each stage calls its model."""
 GUIDE_NAME = "guide.safetensors"
 """The weaker network that a teacher is guided by, where it lies beside the teacher."""
 

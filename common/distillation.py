@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common import command_line
 from common.checkpoint import (
-    STUDENT_FILES,
+    WEIGHTS_FILES,
     load_checkpoint,
     load_feature_network,
     load_initial_weights,
@@ -56,7 +56,7 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         "--feature-network",
         type=Path,
         default=Path("checkpoints/feature_network/feature_network.safetensors"),
-        help="checkpoint of feature_network.py, which looks at the images where the loss or a critic asks for it",
+        help="checkpoint of feature_network.py, for --loss features and for a critic",
     )
     group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.2)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
@@ -106,6 +106,7 @@ class Distillation:
             "teacher_training_flop": self.teacher.header["training_flop"],
             **self.pairs.description,
         }
+        self.feature_network: Classifier | None = None
         self.distance = PIXEL_LOSSES.get(args.loss, pseudo_huber)
         self.feature_distance = FeatureDistance(self.load_feature_network()) if args.loss == "features" else None
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
@@ -113,12 +114,13 @@ class Distillation:
 
     def load_feature_network(self) -> Classifier:
         """The frozen network that helps to train the student, whose header then says so."""
-        network, header, content = load_feature_network(self.args.feature_network, self.device)
-        size = network.config.image_size
-        if tuple(self.pairs.header["image_shape"]) != (3, size, size):
-            raise UserError(f"{self.args.feature_network} looks at images of {size} x {size}, which these are not")
-        self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
-        return network
+        if self.feature_network is None:
+            self.feature_network, header, content = load_feature_network(self.args.feature_network, self.device)
+            size = self.feature_network.config.image_size
+            if tuple(self.pairs.header["image_shape"]) != (3, size, size):
+                raise UserError(f"{self.args.feature_network} looks at images of {size} x {size}, which these are not")
+            self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
+        return self.feature_network
 
     def new_student(self) -> UNet:
         """A student that begins as its teacher, or as --student-network and --init say."""
@@ -165,7 +167,7 @@ class Distillation:
             self.args,
             student,
             self.precision,
-            STUDENT_FILES[stage],
+            WEIGHTS_FILES[stage],
             batch_loss,
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),

@@ -19,7 +19,7 @@ from torch import Tensor
 from common.checkpoint import Checkpoint
 from common.data import flip
 from common.errors import UserError
-from common.files import read_tensor_file
+from common.files import canonical_json, read_tensor_file
 from common.sampling import Generated, SamplingSettings
 from common.solvers import grid_index, in_words, nearest_times
 
@@ -86,6 +86,11 @@ def existing_count(path: Path, recipe: dict) -> int:
     return header["count"]
 
 
+def held_out_of(count: int) -> int:
+    """How many of a set's first pairs train nothing."""
+    return min(HELD_OUT_PAIRS, count // 10)
+
+
 @dataclass
 class PairBatch:
     """Pairs on the training device, float32: `noise` and `image` (n, C, H, W), `states` (n, times, C, H, W)."""
@@ -130,7 +135,7 @@ class PairSet:
                 raise UserError(f"{folder} lacks pairs before {path.name}: make them with generate_noise_dataset.py")
             self.count += shard["header"]["count"]
         self.state_columns = list(range(len(self.header["trajectory_times"])))
-        self.held_out_count = min(HELD_OUT_PAIRS, self.count // 10)
+        self.held_out_count = held_out_of(self.count)
         if not self.held_out_count:
             raise UserError(f"{folder} holds only {self.count} pairs: a tenth is held out, so make 10 or more")
 
@@ -158,6 +163,11 @@ class PairSet:
                 f"the pairs in {self.folder} are of another teacher: of {self.header['teacher'][:12]}..., "
                 f"but {teacher.path} is {teacher.sha256[:12]}..."
             )
+
+    def require_student(self, student: Checkpoint) -> None:
+        """Raises UserError for a student of pairs that were made otherwise, though perhaps of fewer of these."""
+        if canonical_json(student.header.get("pairs")) != canonical_json(self.header):
+            raise UserError(f"{student.path} did not learn from pairs like those in {self.folder}")
 
     def require_shape(self, image_shape: tuple[int, ...]) -> None:
         if tuple(self.header["image_shape"]) != tuple(image_shape):

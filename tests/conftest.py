@@ -22,6 +22,7 @@ from common.checkpoint import save_checkpoint  # noqa: E402
 from common.classifier import Classifier, ClassifierConfig  # noqa: E402
 from common.device import Precision, choose_device, choose_precision  # noqa: E402
 from common.files import sha256  # noqa: E402
+from common.pairs import PairSet  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
 
 EULER = ("--solver", "euler", "--num-steps", 2)
@@ -126,11 +127,14 @@ def save_feature_network(path: Path) -> Classifier:
     return network
 
 
-def save_students(folder: Path, teacher: Path, config: UNetConfig = SMALL_CONFIG) -> None:
-    """Untrained students of a teacher, under the names that the stages give them."""
+def save_students(
+    folder: Path, teacher: Path, config: UNetConfig = SMALL_CONFIG, pairs: Path | None = None, seed: int = 1
+) -> None:
+    """Untrained students of a teacher, as if of its pairs, under the names that the stages give them."""
     header = {"arguments": {"label_dropout": 0.1}, "teacher": sha256(teacher)}
-    save_model(folder / "student.safetensors", "one_step", 1, config, **header)
-    save_model(folder / "four_step.safetensors", "four_step", 2, config, **header)
+    header |= PairSet(pairs, torch.device("cpu")).description if pairs else {}
+    save_model(folder / "student.safetensors", "one_step", seed, config, **header)
+    save_model(folder / "four_step.safetensors", "four_step", seed + 1, config, **header)
 
 
 def write_models(folder: Path, config: UNetConfig = TINIEST_CONFIG) -> Path:
@@ -262,5 +266,5 @@ def commands(make_teacher, run_script, image_folder, tmp_path):
     teacher, pairs = make_teacher(), tmp_path / "pairs"
     run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
     save_feature_network(tmp_path / "features.safetensors")
-    save_students(tmp_path, teacher)
+    save_students(tmp_path, teacher, pairs=pairs)
     return training_commands(teacher, pairs, image_folder)

@@ -1,12 +1,13 @@
 """Critics: which images they compare with, and that they learn to tell."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SMALL_CONFIG, save_feature_network, save_students
 
-from common.critics import AdversarialCritic, FrechetCritic
+from common.critics import AdversarialCritic, FrechetCritic, RealImages
 from common.data import load_images, split_held_out
 from common.images import to_float
 from common.training_state import load_training_state
@@ -31,7 +32,10 @@ def finish(network, image_folder, run_script, tmp_path, monkeypatch):
     pairs = ("--teacher", teacher / "teacher.safetensors", "--num-steps", 4, "--num-pairs", 20)
     assert run_script("generate_noise_dataset.py", *pairs, "--out", tmp_path / "pairs").status == 0
 
-    save_students(tmp_path, teacher / "teacher.safetensors")
+    save_students(tmp_path, teacher / "teacher.safetensors", pairs=tmp_path / "pairs")
+
+    shutil.copy(tmp_path / "student.safetensors", tmp_path / "another.safetensors")
+    save_students(tmp_path, teacher / "teacher.safetensors", pairs=tmp_path / "pairs", seed=5)
 
     def run(*arguments):
         files = ("--pairs", tmp_path / "pairs", "--feature-network", tmp_path / "features.safetensors")
@@ -60,7 +64,7 @@ def test_the_real_images_are_those_that_trained_the_teacher(finish, network, ima
     assert state["running.seen"] == 12  # four fresh images in each of three steps
 
 
-def test_what_cannot_be_finished_is_refused(finish, image_folder, make_teacher, tmp_path):
+def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, make_teacher, tmp_path):
     (tmp_path / "fewer").mkdir()
     for path in sorted(image_folder.iterdir())[:3]:
         (tmp_path / "fewer" / path.name).symlink_to(path)
@@ -70,8 +74,35 @@ def test_what_cannot_be_finished_is_refused(finish, image_folder, make_teacher, 
     assert "must leave something" in finish("--critic-share", 0.01).error_line
     assert "must be 48 or more" in finish("--critic-window", 47).error_line
     assert "--feature-weight needs" in finish("--feature-weight", 0.5).error_line
-    assert "is no student of" in finish("--student", make_teacher()).error_line
+    assert "is a teacher" in finish("--student", make_teacher()).error_line
+    save_students(tmp_path / "elsewhere", make_teacher())
+    assert "is no student of" in finish("--student", tmp_path / "elsewhere" / "student.safetensors").error_line
+    assert "--data-dir is of the real" in finish("--critic-images", "teacher", "--data-dir", image_folder).error_line
+    assert "needs --critic frechet" in finish("--critic", "adversarial", "--critic-window", 48).error_line
+
+    pairs = ("--teacher", tmp_path / "teacher" / "teacher.safetensors", "--num-steps", 4)
+    assert run_script("generate_noise_dataset.py", *pairs, "--num-pairs", 40, "--out", tmp_path / "more").status == 0
+    assert "perhaps from some that are held out" in finish("--pairs", tmp_path / "more").error_line
+    others = (*pairs, "--num-pairs", 20, "--seed", 1, "--out", tmp_path / "others")
+    assert run_script("generate_noise_dataset.py", *others).status == 0
+    assert "did not learn from pairs like" in finish("--pairs", tmp_path / "others").error_line
     assert not (tmp_path / "finished").exists()
+
+
+def test_another_student_is_not_taken_for_the_one_that_is_being_finished(finish, tmp_path):
+    assert finish("--critic-window", 48, "--max-minutes", 1e-5).status == 0
+    another = finish("--critic-window", 48, "--student", tmp_path / "another.safetensors")
+    assert "was made with another student" in another.error_line
+
+
+def test_fresh_labels_are_as_frequent_as_among_the_real_images(tmp_path):
+    labels = torch.tensor([0] * 9 + [1])
+    generator = torch.Generator().manual_seed(0)
+    drawn = RealImages.draw_labels(SimpleNamespace(labels=labels), 2000, 2, generator)
+    assert drawn.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    drawn = RealImages.draw_labels(SimpleNamespace(labels=None), 2000, 2, generator)
+    assert drawn.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert RealImages.draw_labels(SimpleNamespace(labels=labels), 3, 0, generator) is None
 
 
 def test_a_discriminator_learns_to_tell(network):

@@ -151,28 +151,27 @@ def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_p
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "num_steps"), [("one_step", 1), ("four_step", 4)])
-def test_a_critic_judges_the_images_of_fresh_noise(
-    stage, num_steps, first_record, training_pairs, make_teacher, tmp_path
-):
-    """A quarter of the batch, beside the images of all pairs; by the discriminator as it is at its start.
+@pytest.mark.parametrize(("stage", "times"), [("one_step", [0, 1]), ("four_step", [0, 0.3, 0.5, 0.8, 1])])
+def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, training_pairs, make_teacher, tmp_path):
+    """A quarter of the images, beside those of all pairs; by the discriminator as it is at its start.
 
-    Its gradient goes through all of the student's steps.
+    The gradient goes through all of the student's steps. What the student had cost before counts.
     """
     network = save_feature_network(tmp_path / "features.safetensors")
-    save_model(tmp_path / "student.safetensors", stage, 0, arguments={}, teacher=sha256(make_teacher()))
+    header = PairSet(tmp_path / "pairs", CPU).description | {"teacher": sha256(make_teacher()), "training_flop": 10**9}
+    header |= {"step_times": times[:-1]} if len(times) > 2 else {}
+    save_model(tmp_path / "student.safetensors", stage, 0, arguments={}, **header)
     student = ("--student", tmp_path / "student.safetensors", "--feature-network", tmp_path / "features.safetensors")
     critic = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)
-    record = first_record("finish_student.py", "--batch-size", 24, *student, *critic)
+    record = first_record("finish_student.py", "--batch-size", 24 * (len(times) - 1), *student, *critic)
 
     generator, pair, network_of_student = step_generator(0, 0, CPU), training_pairs, random_network()
     torch.rand(NUM_TRAINING, generator=generator)  # the flips
     fresh = torch.randn(6, 3, 32, 32, generator=generator)
     x, labels = pair.noise, torch.randint(10, (6,), generator=generator)
-    for index in range(num_steps):
-        t = index / num_steps
-        x = x + network_of_student(x, torch.full((NUM_TRAINING,), t), pair.labels) / num_steps
-        fresh = fresh + network_of_student(fresh, torch.full((6,), t), labels) / num_steps
+    for t, end in pairwise(times):
+        x = x + (end - t) * network_of_student(x, torch.full((NUM_TRAINING,), t), pair.labels)
+        fresh = fresh + (end - t) * network_of_student(fresh, torch.full((6,), t), labels)
     real = SimpleNamespace(count=NUM_TRAINING)
     judged = AdversarialCritic(network.requires_grad_(False), real, 6, seed=0, flips=False)(fresh)
     loss = (x - pair.image).square().mean() + 2 * judged
@@ -183,6 +182,8 @@ def test_a_critic_judges_the_images_of_fresh_noise(
     assert record["gradient_norm"] == pytest.approx(norm, rel=1e-3)
     finished = load_checkpoint(next((tmp_path / "run").glob("*.safetensors")))
     assert finished.stage == stage and finished.header["initial"]["stage"] == stage
+    assert finished.settings.times == times and finished.header["initial_flop"] == 10**9
+    assert record["training_flop"] > 10**9 + 3 * 20 * (len(times) - 1) * count_forward_flop(finished.model)
 
 
 @pytest.mark.parametrize("label_dropout", [0, 1])
