@@ -3,11 +3,13 @@
 import json
 import shlex
 import sys
-from dataclasses import asdict
 
 import pytest
+from conftest import SMALL_CONFIG, save_model
 
 from benchmarks import student_search
+from benchmarks.student_variants import STUDENTS, Variant
+from common import pairs, presets
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 
@@ -15,10 +17,10 @@ FLOP = 2e11
 
 
 @pytest.fixture
-def search(run_script, make_teacher, random_inception, image_folder, monkeypatch, tmp_path):
-    """search(*variants): the rows, and what was run for them."""
-    pairs = ("--teacher", make_teacher(), "--num-steps", 4, "--num-pairs", 2100, "--solver", "euler")
-    assert run_script("generate_noise_dataset.py", *pairs, "--out", tmp_path / "pairs").status == 0
+def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
+    """search(*variants, seed of the teacher, samples of FID): the rows, and what was run for them."""
+    monkeypatch.setattr(pairs, "HELD_OUT_PAIRS", 100)
+    monkeypatch.setitem(presets.NETWORKS, "cpu", SMALL_CONFIG)
     commands = []
 
     def in_this_process(command):
@@ -28,11 +30,16 @@ def search(run_script, make_teacher, random_inception, image_folder, monkeypatch
 
     monkeypatch.setattr(student_search, "run_script", in_this_process)
 
-    def run(*variants):
+    def run(*variants, seed=0, num_samples=40):
+        teacher, folder = tmp_path / f"teacher_{seed}.safetensors", tmp_path / f"pairs_{seed}"
+        if not folder.exists():
+            save_model(teacher, "teacher", seed, arguments={"label_dropout": 0.1}, training_flop=10**12)
+            how = ("--teacher", teacher, "--solver", "euler", "--num-steps", 4, "--num-pairs", 2100, "--out", folder)
+            assert run_script("generate_noise_dataset.py", *how).status == 0
         commands.clear()
-        files = ("--teacher", make_teacher(), "--pairs", tmp_path / "pairs", "--out", tmp_path / "runs")
-        fid = ("--num-samples", 40, "--reference", image_folder, "--inception-weights", random_inception)
-        arguments = (*files, *fid, "--rows", tmp_path / "rows.jsonl", "--flop", FLOP, "--variants", *variants)
+        files = ("--teacher", teacher, "--pairs", folder, "--out", tmp_path / "runs", "--rows", tmp_path / "rows.jsonl")
+        fid = ("--num-samples", num_samples, "--reference", image_folder, "--inception-weights", random_inception)
+        arguments = (*files, *fid, "--flop", FLOP, "--variants", *variants)
         monkeypatch.setattr(sys, "argv", ["student_search.py", *map(str, arguments)])
         student_search.main()
         return [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()], list(commands)
@@ -41,27 +48,36 @@ def search(run_script, make_teacher, random_inception, image_folder, monkeypatch
 
 
 def test_variants_are_trained_for_the_flop_asked_for_and_only_once(search, tmp_path):
-    rows, _ = search("one step, a quarter of the pairs, no flips", "one step, after four")
-    quarter, _, after = rows
-    assert [row["variant"] for row in rows[1:]] == ["four steps, for half the FLOP", "one step, after four"]
-    for row, wanted in zip(rows, (FLOP, FLOP / 2, FLOP), strict=True):
-        assert row["training_flop"] == pytest.approx(wanted, rel=0.1)
-    assert "--no-flips" in shlex.split(quarter["command"])
-    assert (quarter["num_pairs"], after["num_pairs"]) == (1024, 2100)
-    student = load_checkpoint(tmp_path / "runs" / "2e+11" / "one_step_after_four" / "student.safetensors")
-    assert student.header["initial"]["stage"] == "four_step" and student.header["step"] == after["steps"]
-    assert min(row["held_out_error"] for row in rows) > 0
+    rows, _ = search("one step, a quarter of the pairs, no flips", "one step, after four", "one step, after reflow")
+    names = ["one step, a quarter of the pairs, no flips", "four steps, for half the FLOP", "one step, after four"]
+    names += ["reflow, for half the FLOP", "one step, after reflow"]
+    assert [row["variant"] for row in rows] == names
+    for row, share in zip(rows, (1, 0.5, 1, 0.5, 1), strict=True):
+        assert row["training_flop"] == pytest.approx(FLOP * share, rel=0.1)
+    assert "--no-flips" in shlex.split(rows[0]["command"])
+    assert [row["num_pairs"] for row in rows] == [1024, 2100, 2100, 2100, 2100]
+    students = [load_checkpoint(path) for path in sorted(tmp_path.glob("runs/*/one_step_after*/student.safetensors"))]
+    assert [student.header["initial"]["stage"] for student in students] == ["four_step", "teacher"]
+    assert students[0].header["images_seen"] == rows[2]["examples"] - rows[1]["examples"] > 0
 
     page = (tmp_path / "rows.md").read_text()
-    for row in rows:
-        assert f"| {row['variant']} | {row['held_out_error']:.5f} | {row['fid']:.2f} |" in page
+    for row in rows[:3]:
+        assert row["held_out_error"] > 0
+        assert f"| {row['variant']} | {row['held_out_error']:.5f} | {row['fid']['fid']:.2f} |" in page
     assert search("one step, after four") == (rows, [])
 
 
-def test_a_variant_that_changed_is_not_taken_for_another(search, monkeypatch, tmp_path):
-    (row,), _ = search("four steps")
-    changed = student_search.Variant(student_search.FOUR, {"--own-share": 0.25})
-    assert row["definition"] != asdict(changed)
-    monkeypatch.setitem(student_search.STUDENTS, "four steps", changed)
+def test_what_cannot_be_compared_is_kept_apart(search, monkeypatch, tmp_path):
+    search("one step")
+    rows, _ = search("one step", seed=1)  # another teacher
+    assert rows[0]["teacher"] != rows[1]["teacher"]
+    assert (tmp_path / "rows.md").read_text().count("| one step |") == 2
+    assert (tmp_path / "rows.md").read_text().count("## 2e+11 training FLOP") == 2
+    with pytest.raises(UserError, match="have FIDs by"):
+        search("one step, no flips", num_samples=41)
+    monkeypatch.setitem(STUDENTS, "one step", Variant("one_step", {"--learning-rate": 3e-3}))
     with pytest.raises(UserError, match="give the variant another name"):
-        search("four steps")
+        search("one step")
+    monkeypatch.setattr(pairs, "HELD_OUT_PAIRS", 200)
+    with pytest.raises(UserError, match="too few pairs"):
+        search("one step, a quarter of the pairs")

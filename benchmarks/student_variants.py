@@ -1,0 +1,82 @@
+"""What `student_search.py` compares: ways to distil, by name."""
+
+from dataclasses import dataclass, field
+
+from common.checkpoint import WEIGHTS_FILES
+
+SCRIPTS = {
+    "teacher": "teacher_rectified_flow.py",
+    "one_step": "distill_student.py",
+    "four_step": "four_step_student.py",
+}
+COMMON = {"--batch-size": 64, "--optimizer": "muon", "--learning-rate": 1e-3, "--weight-decay": 0.01, "--seed": 0}
+DISTILLATION = COMMON | {"--loss": "l2"}
+STARTING_OPTIONS = {
+    "teacher": COMMON | {"--preset": "cpu", "--label-dropout": 0.15, "--snapshot-steps": True},
+    "one_step": DISTILLATION,
+    "four_step": DISTILLATION | {"--own-share": 0.5, "--own-gradient": "step"},
+}
+"""Given in full, so that a row means the same whatever becomes of presets and defaults."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the starting options."""
+
+    stage: str
+    options: dict = field(default_factory=dict)
+    begins_as: str = ""
+    """The variant whose weights it starts from; without, the teacher."""
+    flop_share: float = 1.0
+    """Of the FLOP that were asked for; the rest is spent on what it begins as."""
+    pairs_share: float = 1.0
+    """The first so many of the shards, at least one."""
+
+    @property
+    def script(self) -> str:
+        return SCRIPTS[self.stage]
+
+    @property
+    def weights_name(self) -> str:
+        return WEIGHTS_FILES[self.stage]
+
+    @property
+    def all_options(self) -> dict:
+        return STARTING_OPTIONS[self.stage] | self.options
+
+    @property
+    def definition(self) -> dict:
+        """As JSON values: what makes two variants of one name the same."""
+        return {
+            "stage": self.stage,
+            "options": self.all_options,
+            "begins_as": self.begins_as,
+            "flop_share": self.flop_share,
+            "pairs_share": self.pairs_share,
+        }
+
+
+NO_FLIPS = {"--no-flips": True}
+END_TO_END = {"--own-share": 1, "--own-gradient": "path"}
+FIRST_HALF = "four steps, for half the FLOP"
+
+STUDENTS = {
+    "one step": Variant("one_step"),
+    "one step, no flips": Variant("one_step", NO_FLIPS),
+    "one step, a quarter of the pairs": Variant("one_step", pairs_share=0.25),
+    "one step, a quarter of the pairs, no flips": Variant("one_step", NO_FLIPS, pairs_share=0.25),
+    "one step, pseudo-Huber": Variant("one_step", {"--loss": "pseudo-huber"}),
+    "one step, 2e-3": Variant("one_step", {"--learning-rate": 2e-3}),
+    "one step, AdamW 3e-4": Variant("one_step", {"--optimizer": "adamw", "--learning-rate": 3e-4}),
+    "one step, batch 128": Variant("one_step", {"--batch-size": 128}),
+    "reflow, for half the FLOP": Variant("teacher", {"--time-distribution": "u-shaped"}, flop_share=0.5),
+    "one step, after reflow": Variant("one_step", begins_as="reflow, for half the FLOP", flop_share=0.5),
+    FIRST_HALF: Variant("four_step", flop_share=0.5),
+    "one step, after four": Variant("one_step", begins_as=FIRST_HALF, flop_share=0.5),
+    "four steps": Variant("four_step"),
+    "four steps, no flips": Variant("four_step", NO_FLIPS),
+    "four steps, pseudo-Huber": Variant("four_step", {"--loss": "pseudo-huber"}),
+    "four steps, the teacher's states": Variant("four_step", {"--own-share": 0}),
+    "four steps, its own states": Variant("four_step", {"--own-share": 1}),
+    "four steps, its own states, end to end": Variant("four_step", END_TO_END),
+}
