@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def settle_critic_arguments(args: argparse.Namespace) -> None:
-    """Raises UserError for an option that would do nothing."""
+    """Gives a Fréchet critic its window. Raises UserError for an option that would do nothing."""
     if args.critic_images == "teacher" and args.data_dir:
         raise UserError("--data-dir is of the real images: it goes with --critic-images real")
     if args.critic != "frechet" and args.critic_window:

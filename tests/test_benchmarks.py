@@ -88,5 +88,5 @@ def test_mirrored_pairs_are_measured_against_the_teacher_s_own(run_script, make_
         image = noise + network(noise, start, torch.arange(4))
         mirrored = noise.flip(-1) + network(noise.flip(-1), start, torch.arange(4))
     error = (mirrored.flip(-1) - image).square().mean().item()
-    between, least = (float(line[45:].split()[0]) for line in result.out.splitlines()[2:])
-    assert (between, least) == pytest.approx((error, error / 4), abs=1e-4) and error > 0.01
+    between, of_both = (float(line[45:].split()[0]) for line in result.out.splitlines()[2:])
+    assert (between, of_both) == pytest.approx((error, error / 4), abs=1e-4) and error > 0.01

@@ -95,7 +95,7 @@ def test_another_student_is_not_taken_for_the_one_that_is_being_finished(finish,
     assert "was made with another student" in another.error_line
 
 
-def test_fresh_labels_are_as_frequent_as_among_the_real_images(tmp_path):
+def test_fresh_labels_are_as_frequent_as_among_the_real_images():
     labels = torch.tensor([0] * 9 + [1])
     generator = torch.Generator().manual_seed(0)
     drawn = RealImages.draw_labels(SimpleNamespace(labels=labels), 2000, 2, generator)
