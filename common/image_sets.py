@@ -21,11 +21,12 @@ from common.files import read_tensor_file
 from common.images import open_rgb, to_uint8
 from common.noise import BLOCK_SIZE, derive_seed
 from common.sampling import SamplingSettings, draw_blocks
+from common.unet import count_values
 
 MODEL_KEYS = (
     *("name", "stage", "checkpoint", "images_sha256", "guide"),
     *("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "seed", "classes"),
-    *("batch_size", "device", "arithmetic", "training_flop", "images_seen"),
+    *("batch_size", "device", "arithmetic", "training_flop", "images_seen", "guide_training_flop", "guide_parameters"),
 )
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -99,14 +100,14 @@ class ModelSamples:
             yield to_uint8(batch.images), batch.network_calls
 
     def describe(self) -> dict:
-        checkpoint = self.checkpoint
+        checkpoint, guide = self.checkpoint, self.checkpoint.guide
         every_class = self.classes == list(range(len(checkpoint.class_names)))
         return {
             "name": checkpoint.path.name,
             "stage": checkpoint.stage,
             "checkpoint": checkpoint.sha256,
             "images_sha256": None,
-            "guide": checkpoint.guide.sha256 if checkpoint.guide else None,
+            "guide": guide.sha256 if guide else None,
             "guide_scale": self.settings.guide_scale,
             **self.settings.to_dict(),
             "seed": self.seed,
@@ -116,6 +117,8 @@ class ModelSamples:
             "arithmetic": self.precision.name,
             "training_flop": checkpoint.header["training_flop"],
             "images_seen": checkpoint.header["images_seen"],
+            "guide_training_flop": guide.header["training_flop"] if guide else None,
+            "guide_parameters": count_values(guide.model) if guide else None,
         }
 
 

@@ -95,7 +95,10 @@ def test_a_result_names_the_guide(run_script, random_inception, teacher_and_guid
     where = ("--reference", image_folder, "--inception-weights", random_inception, "--features", tmp_path / "features")
     assert run_script("compute_fid.py", teacher, *how, *where, "--output", tmp_path / "results.jsonl").status == 0
     result = json.loads((tmp_path / "results.jsonl").read_text())
-    assert result["guide"] == load_checkpoint(guide).sha256 and result["nfe"] == 3
+    network = load_checkpoint(guide)
+    assert result["guide"] == network.sha256 and result["nfe"] == 3
+    assert result["guide_training_flop"] == network.header["training_flop"]
+    assert result["guide_parameters"] == sum(parameter.numel() for parameter in network.model.parameters())
     assert (result["guidance_scale"], result["guide_scale"]) == (1.0, 2.0)
 
 

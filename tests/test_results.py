@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from benchmarks.guidance_section import guidance_section
 from benchmarks.losses_section import HEADER as LOSSES_HEADER
 from benchmarks.losses_section import losses_section
 from benchmarks.results_page import options_of
@@ -188,6 +189,17 @@ def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, 
     earlier = page[page.index("## Not shipped") :]
     assert "12.35" in earlier or "12.34" in earlier
     assert "12.34" not in page[: page.index("## Not shipped")]
+
+
+def test_the_settings_that_were_tried_are_shown_best_first():
+    tried = [result(fid=14.0), result(fid=12.0, guide="d" * 64, guide_scale=2.0, guidance_scale=1.0)]
+    tried[1] |= {"guide_training_flop": 2e14, "guide_parameters": 750_000}
+    section = guidance_section(tried)
+    first, second = section.splitlines()[-2:]
+    assert "guide 2 for t in" in first and "| 2e+14, 750,000 | 7 | 12.00 |" in first and "| 14.00 |" in second
+    assert "2 settings" in section and "10,000 samples" in section and "some machine, fp32" in section
+    with pytest.raises(UserError, match="differ in one of"):
+        guidance_section([*tried, result(seed=1)])
 
 
 def test_students_are_compared_by_their_losses():
