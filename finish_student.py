@@ -2,11 +2,13 @@
 
     distance(its images of the pairs' noise, the teacher's)  +  weight * critic(its images of fresh noise)
 
-A student that was distilled on pairs averages over what it cannot resolve, and blurs. A critic sees that in the
-features of a network of the same images; the pairs keep the student its teacher's: the same noise, the same picture.
+A student that was distilled on pairs averages over what it cannot resolve, and blurs. A critic sees that, in the
+features of a network of the same images or, with --critic score, by the teacher itself; the pairs keep the student its
+teacher's: the same noise, the same picture.
 
-Reads   the student's checkpoint, its teacher's and the noise pairs; a feature network's; the teacher's images, unless
-        the teacher's own are the goal (--critic-images teacher)
+Reads   the student's checkpoint, its teacher's and the noise pairs; for the critics by features a feature network's,
+        and the teacher's images, unless the teacher's own are the goal (--critic-images teacher); for --critic score
+        the guide of the pairs, if they had one
 Writes  OUT/student.safetensors or OUT/four_step.safetensors, as the student is (EMA weights), training_state.pt,
         metrics.jsonl, loss.png, previews/, tensorboard/
 
@@ -34,13 +36,20 @@ from common.sampling import GuidedVelocity
 from common.solvers import integrate
 from common.training import step_generator
 
+WEIGHTS = {"frechet": 0.01, "adversarial": 0.01, "score": 0.5}
+"""Of the critics' losses, where none is given."""
+
 
 def parse_args() -> argparse.Namespace:
     parser = distillation_parser(__doc__, FINISHING_RECIPE, out="checkpoints/finished")
     group = parser.add_argument_group("finish")
     group.add_argument("--student", type=Path, required=True, help="checkpoint of stage 3 or 4")
     group.add_argument("--critic", choices=CRITICS, default="frechet", help="what compares the distributions")
-    group.add_argument("--critic-weight", type=command_line.POSITIVE, default=0.01, help="of its loss")
+    group.add_argument(
+        "--critic-weight",
+        type=command_line.POSITIVE,
+        help="of its loss (default: " + ", ".join(f"{weight:g} for {name}" for name, weight in WEIGHTS.items()) + ")",
+    )
     group.add_argument(
         "--critic-share",
         type=command_line.FRACTION,
@@ -48,23 +57,32 @@ def parse_args() -> argparse.Namespace:
         help="share of the batch that starts from fresh noise, of which the teacher's images are not known",
     )
     group.add_argument(
-        "--critic-images", choices=("real", "teacher"), default="real", help="what the student's are compared with"
+        "--critic-images",
+        choices=("real", "teacher"),
+        help="what the student's are compared with (default: real; the teacher's for score, which knows no others)",
     )
     group.add_argument(
         "--critic-window", type=command_line.COUNT, help="samples that frechet's moments run over (default: 4096)"
     )
     group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
+    group.add_argument("--guide", type=Path, help="that of the pairs, for --critic score")
     return parser.parse_args()
 
 
 def settle_critic_arguments(args: argparse.Namespace) -> None:
-    """Gives a Fréchet critic its window. Raises UserError for an option that would do nothing."""
+    """Fills in what was left to the critic. Raises UserError for an option that would do nothing."""
+    args.critic_images = args.critic_images or ("teacher" if args.critic == "score" else "real")
     if args.critic_images == "teacher" and args.data_dir:
         raise UserError("--data-dir is of the real images: it goes with --critic-images real")
+    if args.critic == "score" and args.critic_images == "real":
+        raise UserError("--critic score knows the teacher's images alone: --critic-images teacher")
+    if args.critic != "score" and args.guide:
+        raise UserError("--guide needs --critic score")
     if args.critic != "frechet" and args.critic_window:
         raise UserError("--critic-window needs --critic frechet")
     if args.critic == "frechet":
         args.critic_window = args.critic_window or 4096
+    args.critic_weight = args.critic_weight or WEIGHTS[args.critic]
 
 
 def require_same_teaching(student: Checkpoint, run: Distillation) -> None:
@@ -97,7 +115,7 @@ def main() -> int:
     require_same_teaching(student, run)
     run.header |= {"student": student.sha256, **initial_header(student)}
     real = RealImages(args, run.teacher, run.pairs)
-    critic = make_critic(args, run.load_feature_network(), real, num_fresh, run.precision)
+    critic = make_critic(args, run, real, num_fresh)
 
     def fresh_noise(generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Noise (num_fresh, C, H, W) that belongs to no pair, and labels (num_fresh,) where the student has classes."""
@@ -114,10 +132,10 @@ def main() -> int:
         generator = step_generator(args.seed, step, run.device)
         pair = run.batch(step, generator)
         noise, labels = fresh_noise(generator)
-        labels = None if labels is None else torch.cat([pair.labels, labels])
-        images = make_images(network, torch.cat([pair.noise, noise]), labels)
+        all_labels = None if labels is None else torch.cat([pair.labels, labels])
+        images = make_images(network, torch.cat([pair.noise, noise]), all_labels)
         to_teacher = run.image_distance(images[: len(pair)], pair.image).mean()
-        return to_teacher + args.critic_weight * critic(images[len(pair) :])
+        return to_teacher + args.critic_weight * critic(images[len(pair) :], labels, generator)
 
     return run.train(prepare(student.model, run.device), student.stage, student.settings, batch_loss, critic)
 

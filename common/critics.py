@@ -1,6 +1,7 @@
-"""Judges of a student's images as a whole, in the features of a frozen network: are they distributed as the real ones?
+"""Judges of a student's images as a whole: are they distributed as the real ones, or as the teacher's?
 
-A critic is asked for a loss at every training step, remembers what it was shown, and learns from it after the step.
+A critic is asked for a loss at every training step, remembers what it was shown, and learns from it after the step. Two
+look at the features of a frozen network; a third, in `score_critic.py`, follows the student's flow.
 """
 
 import argparse
@@ -15,13 +16,15 @@ from common.classifier import Classifier
 from common.data import EpochOrder, ImageData, flip, images_behind
 from common.device import Precision
 from common.distances import unit_length
+from common.distillation import Distillation
 from common.errors import UserError
 from common.frechet import RunningFrechetLoss
 from common.noise import derive_seed
 from common.pairs import PairSet, random_flips
+from common.score_critic import ScoreCritic
 
 CHUNK = 250
-CRITICS = ("frechet", "adversarial")
+CRITICS = ("frechet", "adversarial", "score")
 
 
 class RealImages:
@@ -78,7 +81,7 @@ class FrechetCritic(nn.Module):
             )
         self.running = RunningFrechetLoss(features, window)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """A scalar loss of the student's images (N, C, H, W)."""
         return self.running(self.network[0].summary(images))
 
@@ -106,7 +109,7 @@ class AdversarialCritic(nn.Module):
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=self.LEARNING_RATE, betas=(0.0, 0.99))
         self.latest: list[Tensor] = []
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """A scalar loss of the student's images (N, C, H, W): how far the discriminator takes them for generated."""
         maps = self._maps(images)
         self.latest = [features.detach() for features in maps]
@@ -141,9 +144,12 @@ class AdversarialCritic(nn.Module):
 
 
 def make_critic(
-    args: argparse.Namespace, network: Classifier, real: RealImages, per_step: int, precision: Precision
-) -> FrechetCritic | AdversarialCritic:
+    args: argparse.Namespace, run: Distillation, real: RealImages, per_step: int
+) -> FrechetCritic | AdversarialCritic | ScoreCritic:
     """The critic that was asked for, of a student that shows it `per_step` images at every step."""
     if args.critic == "frechet":
-        return FrechetCritic(network, real, args.critic_window, per_step, precision)
-    return AdversarialCritic(network, real, per_step, args.seed, not args.no_flips)
+        return FrechetCritic(run.load_feature_network(), real, args.critic_window, per_step, run.precision)
+    if args.critic == "adversarial":
+        return AdversarialCritic(run.load_feature_network(), real, per_step, args.seed, not args.no_flips)
+    teacher = run.teacher_of_pairs(args.guide)
+    return ScoreCritic(teacher.model, teacher.guide_model, run.pairs.settings, args.seed)

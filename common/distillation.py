@@ -11,6 +11,7 @@ from torch import Tensor
 from common import command_line
 from common.checkpoint import (
     WEIGHTS_FILES,
+    Checkpoint,
     load_checkpoint,
     load_feature_network,
     load_initial_weights,
@@ -121,6 +122,15 @@ class Distillation:
                 raise UserError(f"{self.args.feature_network} looks at images of {size} x {size}, which these are not")
             self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
         return self.feature_network
+
+    def teacher_of_pairs(self, guide: Path | None) -> Checkpoint:
+        """The teacher with the guide of its pairs, which the file must be. Raises UserError for another, or none."""
+        expected = self.pairs.header.get("guide")
+        checkpoint = load_checkpoint(guide, self.device) if guide else None
+        if (checkpoint.sha256 if checkpoint else None) != expected:
+            how = f"with the guide of SHA-256 {expected[:12]}..." if expected else "without a guide"
+            raise UserError(f"the pairs were made {how}: give the same --guide")
+        return self.teacher.guided_by(checkpoint) if checkpoint else self.teacher
 
     def new_student(self) -> UNet:
         """A student that begins as its teacher, or as --student-network and --init say."""

@@ -45,10 +45,10 @@ class SamplingSettings:
         if not 0 <= low <= high <= 1:
             raise UserError(f"the guidance interval must satisfy 0 <= from <= to <= 1, not {low} ... {high}")
 
-    def guides_at(self, t: float) -> bool:
+    def guides_at(self, t: float | Tensor) -> bool | Tensor:
         """Whether t lies in the guidance interval; its ends belong to it, whatever the rounding of a solver's times."""
         low, high = self.guidance_interval
-        return low - 1e-9 <= t <= high + 1e-9
+        return (low - 1e-9 <= t) & (t <= high + 1e-9)
 
     @property
     def needs_guide(self) -> bool:
@@ -106,19 +106,29 @@ class GuidedVelocity:
         self.network_calls = self.guide_calls = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        settings, times = self.settings, torch.full((len(x),), t, device=x.device)
-        guided = settings.guides_at(t)
+        """Of samples (N, C, H, W) that are all at time t."""
+        times = torch.full((len(x),), t, device=x.device)
         self.network_calls += 1
-        velocity = conditional = self.model(x, times, self.labels)
-        if guided and settings.guidance_scale != 1:
+        velocity = self.model(x, times, self.labels)
+        return self._guided(velocity, x, times, self.labels) if self.settings.guides_at(t) else velocity
+
+    def at(self, x: Tensor, times: Tensor) -> Tensor:
+        """Of samples (N, C, H, W) that are each at a time of its own, (N,)."""
+        velocity = self.model(x, times, self.labels)
+        rows = self.settings.guides_at(times)
+        labels = None if self.labels is None else self.labels[rows]
+        velocity[rows] = self._guided(velocity[rows], x[rows], times[rows], labels)
+        return velocity
+
+    def _guided(self, conditional: Tensor, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+        settings, velocity = self.settings, conditional
+        if settings.guidance_scale != 1:
             self.network_calls += 1
-            unconditional = self.model(x, times)
-            velocity = torch.lerp(unconditional, conditional, settings.guidance_scale)
-        if guided and settings.needs_guide:
+            velocity = torch.lerp(self.model(x, times), conditional, settings.guidance_scale)
+        if settings.needs_guide:
             self.network_calls += 1
             self.guide_calls += 1
-            weaker = self.guide(x, times, self.labels)
-            velocity = velocity + (settings.guide_scale - 1) * (conditional - weaker)
+            velocity = velocity + (settings.guide_scale - 1) * (conditional - self.guide(x, times, labels))
         return velocity
 
 

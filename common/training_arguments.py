@@ -32,7 +32,7 @@ itself, as a preset's is under the names of the arguments whose defaults it sets
 MAY_CHANGE_ON_RESUME = {
     *NOT_RECORDED,
     *("steps", "decay_steps", "ema_decay", "more_ema_decays"),
-    *("network", "precision", "data_dir", "teacher", "pairs", "init", "student", "feature_network"),
+    *("network", "precision", "data_dir", "teacher", "pairs", "init", "student", "feature_network", "guide"),
 }
 """Arguments that may differ when a run goes on: the schedule, the averages and the network that comes of all arguments
 are checked by themselves, files by their content."""

@@ -239,8 +239,8 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
     distillation = ("--teacher", teacher, "--pairs", pairs, *RESUMED_STEPS)
     data = ("--preset", "tiny", *RESUMED_STEPS)
     folder = pairs.parent
-    finishing = ("finish_student.py", *distillation, "--feature-network", folder / "features.safetensors")
-    finishing += ("--critic-images", "teacher")
+    scoring = ("finish_student.py", *distillation)
+    finishing = (*scoring, "--feature-network", folder / "features.safetensors", "--critic-images", "teacher")
     frechet = ("--critic", "frechet", "--critic-window", "48", "--loss", "features")
     return {
         "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
@@ -256,13 +256,15 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
             *(*finishing, "--student", folder / "four_step.safetensors"),
             *("--critic", "adversarial"),
         ),
+        "one_step_score": (*scoring, "--student", folder / "student.safetensors", "--critic", "score"),
         "four_step_path": ("four_step_student.py", *distillation, "--own-gradient", "path"),
         "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *RESUMED_STEPS),
     }
 
 
 @pytest.fixture
-def commands(make_teacher, run_script, image_folder, tmp_path):
+def commands(make_teacher, run_script, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.score_critic.ScoreCritic.HEAD_START", 3)
     teacher, pairs = make_teacher(), tmp_path / "pairs"
     run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
     save_feature_network(tmp_path / "features.safetensors")

@@ -78,6 +78,9 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     save_students(tmp_path / "elsewhere", make_teacher())
     assert "is no student of" in finish("--student", tmp_path / "elsewhere" / "student.safetensors").error_line
     assert "--data-dir is of the real" in finish("--critic-images", "teacher", "--data-dir", image_folder).error_line
+    assert "teacher's images alone" in finish("--critic", "score", "--critic-images", "real").error_line
+    assert "--guide needs" in finish("--guide", make_teacher()).error_line
+    assert "without a guide" in finish("--critic", "score", "--guide", make_teacher()).error_line
     assert "needs --critic frechet" in finish("--critic", "adversarial", "--critic-window", 48).error_line
 
     pairs = ("--teacher", tmp_path / "teacher" / "teacher.safetensors", "--num-steps", 4)
@@ -112,12 +115,12 @@ def test_a_discriminator_learns_to_tell(network):
     dark = (dark - 0.9).requires_grad_()
     real = SimpleNamespace(count=32, gather=lambda indices: bright[indices])
     critic = AdversarialCritic(network.requires_grad_(False), real, 32, seed=0, flips=True)
-    before = critic(dark).item()
+    before = critic(dark, None, None).item()
     for step in range(60):
-        critic(dark)
+        critic(dark, None, None)
         critic.update(step)
-    loss = critic(dark)
+    loss = critic(dark, None, None)
     assert loss.item() > before + 0.5
-    assert critic(bright).item() < loss.item() - 1
+    assert critic(bright, None, None).item() < loss.item() - 1
     loss.backward()
     assert dark.grad.mean() < 0

@@ -173,7 +173,7 @@ def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, t
         x = x + (end - t) * network_of_student(x, torch.full((NUM_TRAINING,), t), pair.labels)
         fresh = fresh + (end - t) * network_of_student(fresh, torch.full((6,), t), labels)
     real = SimpleNamespace(count=NUM_TRAINING)
-    judged = AdversarialCritic(network.requires_grad_(False), real, 6, seed=0, flips=False)(fresh)
+    judged = AdversarialCritic(network.requires_grad_(False), real, 6, seed=0, flips=False)(fresh, labels, generator)
     loss = (x - pair.image).square().mean() + 2 * judged
     loss.backward()
     norm = torch.stack([parameter.grad.norm() for parameter in network_of_student.parameters()]).norm().item()

@@ -1,0 +1,81 @@
+"""Distribution matching: the teacher's flow against a second network, which learns the flow of the student's images."""
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import flow
+from common.noise import derive_seed
+from common.optimisation import make_optimizer
+from common.sampling import GuidedVelocity, SamplingSettings
+from common.training import step_generator
+from common.unet import UNet
+
+
+class ScoreCritic(nn.Module):
+    """Distribution matching distillation (Yin et al. 2024, section 3.2), for velocities.
+
+    Noise is added to the student's images, and two networks guess the images behind it: the teacher, guided, as if they
+    were its own, and a follower, which learns at every step what the student's are like. Their difference is the
+    gradient by which the divergence between the two distributions falls most. No image has to be like any other: where
+    the student cannot resolve the teacher's image of a noise, it may make another sharp one of it.
+    """
+
+    FIRST_TIME, LAST_TIME = 0.02, 0.98
+    """Of the noised images; at the ends of the flow one of the guesses says nothing."""
+    LEARNING_RATE, WEIGHT_DECAY = 5e-4, 0.01
+    HEAD_START = 200
+    """Steps until the critic is heard: at first the follower is the teacher without guidance, not the student."""
+
+    def __init__(self, teacher: UNet, guide: UNet | None, settings: SamplingSettings, seed: int):
+        """`settings`: how the teacher is guided, with `guide` if they need one."""
+        super().__init__()
+        self.frozen, self.settings, self.seed = (teacher, guide), settings, seed  # a tuple is no part of the state
+        self.follower = deepcopy(teacher).requires_grad_()
+        self.optimizer = make_optimizer("muon", self.follower, self.LEARNING_RATE, self.WEIGHT_DECAY)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.latest: tuple[Tensor, Tensor | None] | None = None
+
+    def forward(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """A scalar loss of the student's images (N, C, H, W), of classes (N,).
+
+        Half the mean squared difference to where the gradient leads: by the guesses' difference, in units of how far
+        the teacher's guess is from the image.
+        """
+        self.latest = images.detach(), labels
+        with torch.no_grad():
+            t, x = self._noised(images, generator)
+            (teacher, guide), left = self.frozen, flow.per_sample(1 - t, images)
+            teachers = GuidedVelocity(teacher, labels, self.settings, guide).at(x, t)
+            towards_teacher = left * (teachers - self.follower(x, t, labels))
+            usual = (images - (x + left * teachers)).abs().mean(dim=(1, 2, 3), keepdim=True)
+            target = images + towards_teacher / usual
+        return (self.updates >= self.HEAD_START) * F.mse_loss(images, target) / 2
+
+    def update(self, step: int) -> None:
+        """One step of the follower, on the student's latest images."""
+        images, labels = self.latest
+        generator = step_generator(derive_seed("critic", self.seed), step, images.device)
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        t = flow.sample_times("uniform", len(images), generator, images.device)
+        velocity = self.follower(flow.interpolate(noise, images, t), t, labels)
+        loss = F.mse_loss(velocity, flow.target_velocity(noise, images))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.updates += 1
+
+    def _noised(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times (N,), and the images as they are at these, each with noise of its own."""
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        share = flow.sample_times("uniform", len(images), generator, images.device)
+        t = self.FIRST_TIME + (self.LAST_TIME - self.FIRST_TIME) * share
+        return t, flow.interpolate(noise, images, t)
+
+    def get_extra_state(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
