@@ -1,10 +1,10 @@
-"""Stage 5, optional: teach a distilled student that its images, as a whole, be distributed as the real ones.
+"""Stage 5, optional: teach a distilled student that its images, as a whole, be distributed as they should.
 
     distance(its images of the pairs' noise, the teacher's)  +  weight * critic(its images of fresh noise)
 
-A student that was distilled on pairs averages over what it cannot resolve, and blurs. A critic sees that, in the
-features of a network of the same images or, with --critic score, by the teacher itself; the pairs keep the student its
-teacher's: the same noise, the same picture.
+A student that was distilled on pairs averages over what it cannot resolve, and blurs. A critic sees that: beside the
+real images, in the features of a network of these, or beside the teacher's, by the teacher itself (--critic score). The
+pairs keep the student its teacher's: the same noise, the same picture.
 
 Reads   the student's checkpoint, its teacher's and the noise pairs; for the critics by features a feature network's,
         and the teacher's images, unless the teacher's own are the goal (--critic-images teacher); for --critic score
@@ -33,10 +33,11 @@ from common.errors import UserError
 from common.pairs import held_out_of
 from common.presets import FINISHING_RECIPE
 from common.sampling import GuidedVelocity
+from common.score_critic import ScoreCritic
 from common.solvers import integrate
 from common.training import step_generator
 
-WEIGHTS = {"frechet": 0.01, "adversarial": 0.01, "score": 0.5}
+CRITIC_WEIGHTS = {"frechet": 0.01, "adversarial": 0.01, "score": 0.5}
 """Of the critics' losses, where none is given."""
 
 
@@ -45,11 +46,8 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("finish")
     group.add_argument("--student", type=Path, required=True, help="checkpoint of stage 3 or 4")
     group.add_argument("--critic", choices=CRITICS, default="frechet", help="what compares the distributions")
-    group.add_argument(
-        "--critic-weight",
-        type=command_line.POSITIVE,
-        help="of its loss (default: " + ", ".join(f"{weight:g} for {name}" for name, weight in WEIGHTS.items()) + ")",
-    )
+    weights = ", ".join(f"{weight:g} for {name}" for name, weight in CRITIC_WEIGHTS.items())
+    group.add_argument("--critic-weight", type=command_line.POSITIVE, help=f"of its loss (default: {weights})")
     group.add_argument(
         "--critic-share",
         type=command_line.FRACTION,
@@ -71,18 +69,20 @@ def parse_args() -> argparse.Namespace:
 
 def settle_critic_arguments(args: argparse.Namespace) -> None:
     """Fills in what was left to the critic. Raises UserError for an option that would do nothing."""
+    if args.critic == "score" and (args.critic_images == "real" or args.data_dir):
+        raise UserError("--critic score knows the teacher's images alone: without --critic-images real or --data-dir")
+    if args.critic == "score" and args.steps <= ScoreCritic.HEAD_START:
+        raise UserError(f"--critic score is heard after {ScoreCritic.HEAD_START} steps: give more --steps")
     args.critic_images = args.critic_images or ("teacher" if args.critic == "score" else "real")
     if args.critic_images == "teacher" and args.data_dir:
         raise UserError("--data-dir is of the real images: it goes with --critic-images real")
-    if args.critic == "score" and args.critic_images == "real":
-        raise UserError("--critic score knows the teacher's images alone: --critic-images teacher")
     if args.critic != "score" and args.guide:
         raise UserError("--guide needs --critic score")
     if args.critic != "frechet" and args.critic_window:
         raise UserError("--critic-window needs --critic frechet")
     if args.critic == "frechet":
         args.critic_window = args.critic_window or 4096
-    args.critic_weight = args.critic_weight or WEIGHTS[args.critic]
+    args.critic_weight = args.critic_weight or CRITIC_WEIGHTS[args.critic]
 
 
 def require_same_teaching(student: Checkpoint, run: Distillation) -> None:

@@ -23,6 +23,7 @@ from common.errors import UserError
 from common.files import write_bytes
 from common.images import enlarged, image_grid, npz_bytes, save_picture
 from common.noise import BLOCK_SIZE
+from common.pairs import how_guided
 from common.sampling import SamplingSettings, balanced_labels, draw_blocks
 
 
@@ -110,10 +111,9 @@ def settings_of_pairs(recipe: dict, teacher: Checkpoint, args: argparse.Namespac
     """Raises UserError where the pairs' guide is not the one that is given, and nothing is said of guidance."""
     guide = teacher.guide.sha256 if teacher.guide else None
     if guide != recipe.get("guide") and not command_line.guidance_was_asked_for(args):
-        how = f"with the guide of SHA-256 {recipe['guide'][:12]}..." if recipe.get("guide") else "without a guide"
         raise UserError(
-            f"the students' pairs were made {how}: run {teacher.path} so (--guide), or say how to guide it "
-            "(--guidance-scale)"
+            f"the students' pairs were made {how_guided(recipe)}: run {teacher.path} so (--guide), or say how to "
+            "guide it (--guidance-scale)"
         )
     return SamplingSettings(**recipe["sampling"])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.guidance_section import guidance_section
+from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
 from benchmarks.losses_section import losses_section
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import run
@@ -63,7 +63,7 @@ def main() -> None:
     sections = [INTRODUCTION, shipped_section(shipped)]
     sections += [group_section(group, guides) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
-    if tried := read_results(ROOT / "docs" / "guidance.jsonl"):
+    if tried := read_results(ROOT / "docs" / "guidance.jsonl", NEEDED_OF_GUIDED):
         sections.append(guidance_section(tried))
     if opinions := read_results(ROOT / "docs" / "second_opinion.jsonl", NEEDED_OF_OPINIONS):
         sections.append(losses_section(results, opinions))

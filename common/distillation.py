@@ -30,7 +30,7 @@ from common.distances import (
 )
 from common.errors import UserError
 from common.noise import BLOCK_SIZE, derive_seed
-from common.pairs import PairBatch, PairSet, random_flips
+from common.pairs import PairBatch, PairSet, how_guided, random_flips
 from common.presets import NETWORKS, STUDENT_RECIPES
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw
@@ -57,7 +57,7 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         "--feature-network",
         type=Path,
         default=Path("checkpoints/feature_network/feature_network.safetensors"),
-        help="checkpoint of feature_network.py, for --loss features and for a critic",
+        help="checkpoint of feature_network.py, for --loss features and for a critic by features",
     )
     group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.2)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
@@ -125,11 +125,11 @@ class Distillation:
 
     def teacher_of_pairs(self, guide: Path | None) -> Checkpoint:
         """The teacher with the guide of its pairs, which the file must be. Raises UserError for another, or none."""
-        expected = self.pairs.header.get("guide")
         checkpoint = load_checkpoint(guide, self.device) if guide else None
+        expected = self.pairs.header.get("guide")
         if (checkpoint.sha256 if checkpoint else None) != expected:
-            how = f"with the guide of SHA-256 {expected[:12]}..." if expected else "without a guide"
-            raise UserError(f"the pairs were made {how}: give the same --guide")
+            remedy = "give it as --guide" if expected else "leave out --guide"
+            raise UserError(f"the pairs were made {how_guided(self.pairs.header)}: {remedy}")
         return self.teacher.guided_by(checkpoint) if checkpoint else self.teacher
 
     def new_student(self) -> UNet:
@@ -196,7 +196,7 @@ class Distillation:
     def held_out_report(self, student: UNet, settings: SamplingSettings) -> str:
         """The student beside its teacher run with as many and with twice as many Euler steps.
 
-        Guided as for the pairs, but without their guide, if they had one: its file is not asked for here.
+        Guided as for the pairs, but without their guide, if they had one: its file is not always asked for.
         """
         steps = settings.num_steps
         variance = variance_around_class_mean(self.held_out.image, self.held_out.labels)

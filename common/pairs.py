@@ -232,6 +232,11 @@ class PairSet:
         return PairBatch(*(gather_tensor(name) for name in ("noise", "image", "states", "labels")))
 
 
+def how_guided(recipe: dict) -> str:
+    """With which guide pairs were made, for a sentence about them."""
+    return f"with the guide of SHA-256 {recipe['guide'][:12]}..." if recipe.get("guide") else "without a guide"
+
+
 def random_flips(count: int, enabled: bool, generator: torch.Generator) -> Tensor:
     """For each of `count` samples, whether it is mirrored."""
     return (torch.rand(count, generator=generator, device=generator.device) < 0.5) & enabled

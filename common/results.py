@@ -10,8 +10,8 @@ from common.files import canonical_json, write_text
 from common.sampling import SamplingSettings
 
 STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
-CIRCUMSTANCES = ("machine", "seconds", "versions")
-"""What may differ between two lines about the same measurement."""
+CIRCUMSTANCES = ("machine", "seconds", "versions", "guide_training_flop", "guide_parameters")
+"""What may differ between two lines about the same measurement, or follows from its files and is not in early lines."""
 NEEDED = {
     *("name", "stage", "checkpoint", "solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "nfe"),
     *("classes", "batch_size", "arithmetic", "machine", "fid", "kid", "precision", "recall", "training_flop"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.device import Precision
 from common.errors import UserError
+from common.flow import per_sample
 from common.noise import BLOCK_SIZE, sample_noise
 from common.solvers import SOLVERS, in_words, integrate, integration_steps, time_grid
 
@@ -108,19 +109,20 @@ class GuidedVelocity:
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Of samples (N, C, H, W) that are all at time t."""
         times = torch.full((len(x),), t, device=x.device)
+        conditional = self._conditional(x, times)
+        return self._guided(conditional, x, times) if self.settings.guides_at(t) else conditional
+
+    def at_times(self, x: Tensor, times: Tensor) -> Tensor:
+        """Of samples (N, C, H, W) that are each at a time of its own (N,). Those not guided cost as the others do."""
+        conditional = self._conditional(x, times)
+        guided = self._guided(conditional, x, times)
+        return torch.where(per_sample(self.settings.guides_at(times), x), guided, conditional)
+
+    def _conditional(self, x: Tensor, times: Tensor) -> Tensor:
         self.network_calls += 1
-        velocity = self.model(x, times, self.labels)
-        return self._guided(velocity, x, times, self.labels) if self.settings.guides_at(t) else velocity
+        return self.model(x, times, self.labels)
 
-    def at(self, x: Tensor, times: Tensor) -> Tensor:
-        """Of samples (N, C, H, W) that are each at a time of its own, (N,)."""
-        velocity = self.model(x, times, self.labels)
-        rows = self.settings.guides_at(times)
-        labels = None if self.labels is None else self.labels[rows]
-        velocity[rows] = self._guided(velocity[rows], x[rows], times[rows], labels)
-        return velocity
-
-    def _guided(self, conditional: Tensor, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+    def _guided(self, conditional: Tensor, x: Tensor, times: Tensor) -> Tensor:
         settings, velocity = self.settings, conditional
         if settings.guidance_scale != 1:
             self.network_calls += 1
@@ -128,7 +130,8 @@ class GuidedVelocity:
         if settings.needs_guide:
             self.network_calls += 1
             self.guide_calls += 1
-            velocity = velocity + (settings.guide_scale - 1) * (conditional - self.guide(x, times, labels))
+            weaker = self.guide(x, times, self.labels)
+            velocity = velocity + (settings.guide_scale - 1) * (conditional - weaker)
         return velocity
 
 

@@ -19,15 +19,16 @@ class ScoreCritic(nn.Module):
 
     Noise is added to the student's images, and two networks guess the images behind it: the teacher, guided, as if they
     were its own, and a follower, which learns at every step what the student's are like. Their difference is the
-    gradient by which the divergence between the two distributions falls most. No image has to be like any other: where
-    the student cannot resolve the teacher's image of a noise, it may make another sharp one of it.
+    direction in which the divergence between the two distributions falls. No image has to be like any other: where the
+    student cannot resolve the teacher's image of a noise, it may make another sharp one of it.
     """
 
     FIRST_TIME, LAST_TIME = 0.02, 0.98
-    """Of the noised images; at the ends of the flow one of the guesses says nothing."""
+    """Of the noised images; at the end of the flow both guesses are the image itself."""
     LEARNING_RATE, WEIGHT_DECAY = 5e-4, 0.01
     HEAD_START = 200
-    """Steps until the critic is heard: at first the follower is the teacher without guidance, not the student."""
+    """Steps until the critic is heard: at first the follower is the teacher without guidance, not the student. These
+    cost as much as the later ones."""
 
     def __init__(self, teacher: UNet, guide: UNet | None, settings: SamplingSettings, seed: int):
         """`settings`: how the teacher is guided, with `guide` if they need one."""
@@ -48,7 +49,7 @@ class ScoreCritic(nn.Module):
         with torch.no_grad():
             t, x = self._noised(images, generator)
             (teacher, guide), left = self.frozen, flow.per_sample(1 - t, images)
-            teachers = GuidedVelocity(teacher, labels, self.settings, guide).at(x, t)
+            teachers = GuidedVelocity(teacher, labels, self.settings, guide).at_times(x, t)
             towards_teacher = left * (teachers - self.follower(x, t, labels))
             usual = (images - (x + left * teachers)).abs().mean(dim=(1, 2, 3), keepdim=True)
             target = images + towards_teacher / usual

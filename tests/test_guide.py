@@ -59,7 +59,7 @@ def test_samples_are_guided_as_asked(run_script, teacher_and_guide, tmp_path):
     assert (np.load(out)["arr_0"] != saved["arr_0"]).any()
 
 
-def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide, tmp_path):
+def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide, tmp_path, monkeypatch):
     teacher, guide = teacher_and_guide
     making = ("generate_noise_dataset.py", "--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path)
     assert run_script(*making, "--guide", guide, "--precision", "fp32").status == 0
@@ -78,6 +78,13 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     assert report.status == 0, report.err
     student = load_checkpoint(tmp_path / "student/student.safetensors")
     assert student.header["pairs"]["guide"] == theirs.sha256
+
+    monkeypatch.setattr("common.score_critic.ScoreCritic.HEAD_START", 1)
+    finishing = ("finish_student.py", *distilling[:4], *short, "--student", student.path, "--critic", "score")
+    finishing += ("--steps", 2, "--out", tmp_path / "finished")
+    assert "give it as --guide" in run_script(*finishing).error_line
+    assert "give it as --guide" in run_script(*finishing, "--guide", teacher).error_line
+    assert run_script(*finishing, "--guide", guide).status == 0
 
     comparing = ("sample.py", "--compare", teacher, student.path, "--num-images", 10, "--out", tmp_path / "figure.png")
     table = run_script(*comparing, "--guide", guide).out

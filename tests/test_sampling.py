@@ -56,7 +56,7 @@ def test_samples_at_times_of_their_own_are_guided_each_as_alone():
     x, times, labels = torch.randn(5, 3, 32, 32), torch.tensor([0.0, 0.11, 0.5, 0.79, 0.9]), torch.arange(5)
     settings = SamplingSettings(guidance_scale=3.0, guide_scale=2.0)
     with torch.no_grad():
-        together = GuidedVelocity(model, labels, settings, guide).at(x, times)
+        together = GuidedVelocity(model, labels, settings, guide).at_times(x, times)
         alone = [GuidedVelocity(model, labels[[row]], settings, guide)(x[[row]], times[row].item()) for row in range(5)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
