@@ -49,7 +49,7 @@ def test_the_students_are_those_of_the_teacher_and_close_to_it():
 def test_what_is_kept_of_the_unfinished_teacher_is_of_one_run():
     """Its branch is a teacher of the shipped one's network and images, and the trunk's weights fit it."""
     folder = ROOT / "checkpoints" / "unfinished"
-    branch, shipped = load_checkpoint(folder / "teacher_6e15.safetensors"), load_checkpoint(PRETRAINED / NAMES[0])
+    branch, shipped = load_checkpoint(folder / "teacher_1e16.safetensors"), load_checkpoint(PRETRAINED / NAMES[0])
     assert branch.model.config == shipped.model.config
     trunk = load_training_state(folder / COMPACT_FILE)
     for name in ("images_sha256", "class_names"):
