@@ -203,10 +203,7 @@ class Trainer:
         return {"seconds": round(self.meter.seconds, 1), "training_flop": float(self.training_flop)}
 
     def _count_flop(self) -> int:
-        """Of one whole training step: forward and backward passes of every network in it.
-
-        Of a critic's optimiser, too, where there is one: that of `ScoreCritic` takes half a per cent.
-        """
+        """Of a step: forward and backward passes of every network in it, and what a critic's optimiser multiplies."""
         model = deepcopy(self.model).train()
         before = deepcopy(self.critic.state_dict()) if self.critic else None
         with FlopCounterMode(display=False) as counter, self.precision.autocast():

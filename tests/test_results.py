@@ -200,6 +200,8 @@ def test_the_settings_that_were_tried_are_shown_best_first():
     assert "2 settings" in section and "10,000 samples" in section and "some machine, fp32" in section
     with pytest.raises(UserError, match="differ in one of"):
         guidance_section([*tried, result(seed=1)])
+    with pytest.raises(UserError, match="of teachers alone"):
+        guidance_section([*tried, result(stage="one_step")])
 
 
 def test_students_are_compared_by_their_losses():
