@@ -9,9 +9,10 @@ INTRODUCTION = """\
 
 Written by `benchmarks/student_search.py` from [student_search.jsonl](student_search.jsonl), which holds the definition
 and the command of each row. What is not in a variant's name is: squared error, Muon at 1e-3, batches of 64, joint
-flips, all pairs, a start at the teacher's weights; of a four-step student half of the examples on its own states, with
-the gradient within a step. All in a table have the same training FLOP, but those that say half: they are the beginning
-of others, whose FLOP, examples and minutes include theirs.
+flips, all pairs, a start at the teacher's weights; of a four-step student equal steps, and half of the examples on its
+own states, with the gradient within a step. Variants by features need the network of `feature_network.py`, whose own
+training is not in their FLOP. All in a table have the same training FLOP, but those that say half: they are the
+beginning of others, whose FLOP, examples and minutes include theirs.
 
 - Error: mean squared, against the teacher's images of the same noise, on the pairs that trained nothing.
 - Minutes are by the clock, with whatever else the machine did."""

@@ -164,8 +164,12 @@ class Search:
 
 
 def as_arguments(options: dict) -> list[str]:
-    """An option that is True stands alone."""
-    return [str(part) for name, value in options.items() for part in ((name,) if value is True else (name, value))]
+    """An option that is True stands alone; of a list, each value follows it."""
+    arguments = []
+    for name, value in options.items():
+        values = () if value is True else value if isinstance(value, list) else (value,)
+        arguments += [name, *map(str, values)]
+    return arguments
 
 
 def flop_per_step(command: list[str], out: Path) -> float:

@@ -14,7 +14,7 @@ DISTILLATION = COMMON | {"--loss": "l2"}
 STARTING_OPTIONS = {
     "teacher": COMMON | {"--preset": "cpu", "--label-dropout": 0.15, "--snapshot-steps": True},
     "one_step": DISTILLATION,
-    "four_step": DISTILLATION | {"--own-share": 0.5, "--own-gradient": "step"},
+    "four_step": DISTILLATION | {"--own-share": 0.5, "--own-gradient": "step", "--step-times": [0.25, 0.5, 0.75]},
 }
 """Given in full, so that a row means the same whatever becomes of presets and defaults."""
 
@@ -57,6 +57,7 @@ class Variant:
 
 
 NO_FLIPS = {"--no-flips": True}
+FEATURES = {"--loss": "features"}
 END_TO_END = {"--own-share": 1, "--own-gradient": "path"}
 FIRST_HALF = "four steps, for half the FLOP"
 
@@ -66,6 +67,7 @@ STUDENTS = {
     "one step, a quarter of the pairs": Variant("one_step", pairs_share=0.25),
     "one step, a quarter of the pairs, no flips": Variant("one_step", NO_FLIPS, pairs_share=0.25),
     "one step, pseudo-Huber": Variant("one_step", {"--loss": "pseudo-huber"}),
+    "one step, features": Variant("one_step", FEATURES),
     "one step, 2e-3": Variant("one_step", {"--learning-rate": 2e-3}),
     "one step, AdamW 3e-4": Variant("one_step", {"--optimizer": "adamw", "--learning-rate": 3e-4}),
     "one step, batch 128": Variant("one_step", {"--batch-size": 128}),
@@ -76,6 +78,8 @@ STUDENTS = {
     "four steps": Variant("four_step"),
     "four steps, no flips": Variant("four_step", NO_FLIPS),
     "four steps, pseudo-Huber": Variant("four_step", {"--loss": "pseudo-huber"}),
+    "four steps, features": Variant("four_step", FEATURES),
+    "four steps, from where the flow curves": Variant("four_step", {"--step-times": [0.187, 0.457, 0.813]}),
     "four steps, the teacher's states": Variant("four_step", {"--own-share": 0}),
     "four steps, its own states": Variant("four_step", {"--own-share": 1}),
     "four steps, its own states, end to end": Variant("four_step", END_TO_END),

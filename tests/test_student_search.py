@@ -56,6 +56,7 @@ def test_variants_are_trained_for_the_flop_asked_for_and_only_once(search, tmp_p
         assert row["training_flop"] == pytest.approx(FLOP * share, rel=0.1)
     assert "--no-flips" in shlex.split(rows[0]["command"])
     assert [row["num_pairs"] for row in rows] == [1024, 2100, 2100, 2100, 2100]
+    assert "--step-times 0.25 0.5 0.75" in rows[1]["command"]
     students = [load_checkpoint(path) for path in sorted(tmp_path.glob("runs/*/one_step_after*/student.safetensors"))]
     assert [student.header["initial"]["stage"] for student in students] == ["four_step", "teacher"]
     assert students[0].header["images_seen"] == rows[2]["examples"] - rows[1]["examples"] > 0
