@@ -58,3 +58,7 @@ def test_what_is_kept_of_the_unfinished_teacher_is_of_one_run():
     decay_steps = branch.header["arguments"]["decay_steps"]
     assert trunk["step"] >= branch.header["step"] - decay_steps > 0  # the branch left it where its decay began
     branch.model.load_state_dict(trunk["model"], strict=True)
+
+    guide = load_checkpoint(folder / "guide_1e16.safetensors")
+    assert guide.header["images_sha256"] == branch.header["images_sha256"]
+    assert branch.guided_by(guide).guide_model is guide.model
