@@ -1,9 +1,9 @@
-"""What the allocator's settings in common/__init__.py are worth: a training step with them, without them, and with one.
+"""What the allocator's setting in common/__init__.py is worth: a training step with it and without it.
 
     python benchmarks/allocation.py --preset cpu
 
 Forward and backward passes, each setting in processes of its own, in turns, so that a machine that changes its speed
-changes it for all. Page faults and the kernel's time show what the settings save.
+changes it for all. Page faults and the kernel's time show what the setting saves.
 """
 
 import argparse
@@ -29,13 +29,10 @@ from common.errors import UserError
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.unet import UNet
 
-SMALL_PAGES = {"THP_MEM_ALLOC_ENABLE": "0"}
 FREED_MEMORY_GOES_BACK = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}  # glibc's own defaults
 SETTINGS = {
     "as the project sets it": {},
-    "small pages": SMALL_PAGES,
     "freed memory goes back": FREED_MEMORY_GOES_BACK,
-    "neither setting": SMALL_PAGES | FREED_MEMORY_GOES_BACK,
 }
 
 
@@ -76,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     args = parse_args()
     if platform.libc_ver()[0] != "glibc":
-        raise UserError("the settings are of glibc, which this system does not have")
+        raise UserError("the setting is of glibc, which this system does not have")
     if args.measure:
         print(json.dumps(measure(args)))
         return
@@ -85,7 +82,7 @@ def main() -> None:
     print(f"{args.preset}, {describe_machine(device)}, {precision}, torch {torch.__version__}")
     command = [sys.executable, __file__, "--measure", "--preset", args.preset]
     command += ["--precision", precision, "--steps", str(args.steps)]
-    inherited = {name: value for name, value in os.environ.items() if name not in SMALL_PAGES | FREED_MEMORY_GOES_BACK}
+    inherited = {name: value for name, value in os.environ.items() if name not in FREED_MEMORY_GOES_BACK}
     results: dict[str, list[dict]] = {name: [] for name in SETTINGS}
     for _ in range(args.rounds):
         for name, setting in SETTINGS.items():

@@ -6,14 +6,9 @@ import sys
 
 __version__ = "0.1.0"
 
-# A training step on a CPU allocates and frees more than a gigabyte. Two settings keep the kernel out of that;
-# benchmarks/allocation.py measures what they are worth.
-
-# Large tensors in pages of 2 MB instead of 4 kB. torch reads this at its first tensor; 0 turns it off.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-# glibc gives freed memory back to the kernel, which has to clear every page before the next tensor gets it. Here a
-# process keeps what it once had, so that its memory stays at its peak. Whoever sets GLIBC_TUNABLES decides otherwise.
+# A training step on a CPU allocates and frees more than a gigabyte. glibc gives freed memory back to the kernel, which
+# has to clear every page before the next tensor gets it. Here a process keeps what it once had, so that its memory
+# stays at its peak; benchmarks/allocation.py measures what that is worth. GLIBC_TUNABLES in the environment overrules.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none

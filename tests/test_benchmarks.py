@@ -16,8 +16,8 @@ def test_sampling_is_measured_by_batch_size(run_script):
     assert "aten::mkldnn_convolution" in result.out
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are of glibc")
-def test_the_allocator_s_settings_save_page_faults(run_script):
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of glibc")
+def test_the_allocator_s_setting_saves_page_faults(run_script):
     result = run_script("benchmarks/allocation.py", "--preset", "tiny", "--steps", 3, "--rounds", 1)
     assert result.status == 0, result.err
     faults = {
@@ -25,8 +25,8 @@ def test_the_allocator_s_settings_save_page_faults(run_script):
         for line in result.out.splitlines()
         if "page faults" in line
     }
-    assert faults["as the project sets it"] < faults["neither setting"]
-    assert len(faults) == 4
+    assert faults["as the project sets it"] < faults["freed memory goes back"]
+    assert len(faults) == 2
 
 
 def test_solvers_are_measured_against_many_small_steps(run_script, make_teacher):
