@@ -63,7 +63,6 @@ def parse_args() -> argparse.Namespace:
         "--critic-window", type=command_line.COUNT, help="samples that frechet's moments run over (default: 4096)"
     )
     group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
-    group.add_argument("--guide", type=Path, help="that of the pairs, for --critic score")
     return parser.parse_args()
 
 
@@ -76,8 +75,6 @@ def settle_critic_arguments(args: argparse.Namespace) -> None:
     args.critic_images = args.critic_images or ("teacher" if args.critic == "score" else "real")
     if args.critic_images == "teacher" and args.data_dir:
         raise UserError("--data-dir is of the real images: it goes with --critic-images real")
-    if args.critic != "score" and args.guide:
-        raise UserError("--guide needs --critic score")
     if args.critic != "frechet" and args.critic_window:
         raise UserError("--critic-window needs --critic frechet")
     if args.critic == "frechet":

@@ -151,5 +151,5 @@ def make_critic(
         return FrechetCritic(run.load_feature_network(), real, args.critic_window, per_step, run.precision)
     if args.critic == "adversarial":
         return AdversarialCritic(run.load_feature_network(), real, per_step, args.seed, not args.no_flips)
-    teacher = run.teacher_of_pairs(args.guide)
-    return ScoreCritic(teacher.model, teacher.guide_model, run.pairs.settings, args.seed)
+    run.require_guide_of_pairs(run.teacher.guide)
+    return ScoreCritic(run.teacher.model, run.teacher.guide_model, run.pairs.settings, args.seed)

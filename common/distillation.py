@@ -61,6 +61,11 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
     )
     group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.2)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
+    group.add_argument(
+        "--guide",
+        type=Path,
+        help="that of the pairs, if they had one: runs the teacher beside the student in the report",
+    )
     add_training_arguments(parser, recipe, out)
     command_line.add_device_arguments(parser)
     return parser
@@ -100,6 +105,10 @@ class Distillation:
         self.teacher = load_checkpoint(args.teacher, self.device)
         self.pairs = PairSet(args.pairs, self.device)
         self.pairs.require_teacher(self.teacher)
+        if args.guide:
+            guide = load_checkpoint(args.guide, self.device)
+            self.require_guide_of_pairs(guide)
+            self.teacher = self.teacher.guided_by(guide)
         self.step_times = [0.0, *self.pairs.select_states(num_states, state_times)]
         self.header = {
             "class_names": self.teacher.class_names,
@@ -123,14 +132,12 @@ class Distillation:
             self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
         return self.feature_network
 
-    def teacher_of_pairs(self, guide: Path | None) -> Checkpoint:
-        """The teacher with the guide of its pairs, which the file must be. Raises UserError for another, or none."""
-        checkpoint = load_checkpoint(guide, self.device) if guide else None
+    def require_guide_of_pairs(self, guide: Checkpoint | None) -> None:
+        """Raises UserError for another guide than the pairs were made with, or none where they had one."""
         expected = self.pairs.header.get("guide")
-        if (checkpoint.sha256 if checkpoint else None) != expected:
+        if (guide.sha256 if guide else None) != expected:
             remedy = "give it as --guide" if expected else "leave out --guide"
             raise UserError(f"the pairs were made {how_guided(self.pairs.header)}: {remedy}")
-        return self.teacher.guided_by(checkpoint) if checkpoint else self.teacher
 
     def new_student(self) -> UNet:
         """A student that begins as its teacher, or as --student-network and --init say."""
@@ -142,8 +149,7 @@ class Distillation:
         student = UNet(config)
         if self.args.init:
             self.header |= load_initial_weights(student, self.args.init)
-            if self.header["initial"]["stage"] == "teacher":
-                self.header["initial_flop"] = 0  # as without --init: the teacher's are counted apart
+            self.header["initial_flop"] = flop_beside(self.teacher, self.header["initial"])
         elif not self.args.student_network:
             student.load_state_dict(self.teacher.model.state_dict())
         return prepare(student, self.device)
@@ -191,19 +197,20 @@ class Distillation:
 
     def held_out_error(self, network: UNet, settings: SamplingSettings) -> float:
         """Mean squared error against the teacher's images, from the same noise, on pairs that trained nothing."""
-        return error_on_pairs(network, settings, self.held_out, self.precision)
+        return error_on_pairs(network, settings, self.held_out, self.precision, self.teacher.guide_model)
 
     def held_out_report(self, student: UNet, settings: SamplingSettings) -> str:
         """The student beside its teacher run with as many and with twice as many Euler steps.
 
-        Guided as for the pairs, but without their guide, if they had one: its file is not always asked for.
+        Guided as for the pairs, but without their guide where --guide does not name it.
         """
         steps = settings.num_steps
         variance = variance_around_class_mean(self.held_out.image, self.held_out.labels)
         rows = [(f"student, {steps} step{'s' * (steps > 1)}", student, settings)]
         for num_steps in sorted({steps, 2 * steps}):
-            teachers = replace(self.pairs.settings, solver="euler", num_steps=num_steps, guide_scale=1.0)
-            unguided = ", without its guide" if self.pairs.settings.needs_guide else ""
+            teachers, unguided = replace(self.pairs.settings, solver="euler", num_steps=num_steps), ""
+            if teachers.needs_guide and not self.teacher.guide:
+                teachers, unguided = replace(teachers, guide_scale=1.0), ", without its guide"
             rows.append((f"teacher, {teachers.describe()}{unguided}", self.teacher.model, teachers))
         lines = [
             f"mean squared error against the teacher's images, {self.pairs.held_out_count} held-out pairs, "
@@ -215,8 +222,26 @@ class Distillation:
         return "\n".join(lines)
 
 
-def error_on_pairs(network: UNet, settings: SamplingSettings, pairs: PairBatch, precision: Precision) -> float:
+def flop_beside(teacher: Checkpoint, initial: dict) -> int:
+    """What was spent on the weights that a student starts from, by their header, beside what its teacher cost.
+
+    All of it, unless they are the teacher's, or began as these.
+    """
+    if initial["sha256"] == teacher.sha256:
+        return 0
+    if "initial" not in initial:
+        return initial["training_flop"]
+    return initial["training_flop"] - initial["initial_flop"] + flop_beside(teacher, initial["initial"])
+
+
+def error_on_pairs(
+    network: UNet,
+    settings: SamplingSettings,
+    pairs: PairBatch,
+    precision: Precision,
+    guide: UNet | None = None,
+) -> float:
     """The mean squared error of a network's images against the pairs', from the same noise."""
     batches = [pairs[start : start + BLOCK_SIZE] for start in range(0, len(pairs), BLOCK_SIZE)]
-    drawn = [draw(network, batch.noise, batch.labels, settings, precision=precision) for batch in batches]
+    drawn = [draw(network, batch.noise, batch.labels, settings, precision=precision, guide=guide) for batch in batches]
     return mean_squared(torch.cat([batch.images for batch in drawn]), pairs.image).item()

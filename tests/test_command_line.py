@@ -144,6 +144,14 @@ def test_what_was_spent_on_a_student_s_first_weights_counts(pipeline, run_script
     shutil.rmtree("s")
     assert flop_of(*SHORT, "--init", MODELS[0]) == one_step
 
+    # After reflow the weights are a teacher's, too, and what it had cost before reflow is not the student's.
+    reflow = ("--preset", "tiny", "--pairs", "noise_pairs", "--init", MODELS[0], "--out", "reflow", *SHORT)
+    assert run_script("teacher_rectified_flow.py", *reflow).status == 0
+    header = load_checkpoint("reflow/teacher.safetensors").header
+    shutil.rmtree("s")
+    spent = header["training_flop"] - header["initial_flop"]
+    assert flop_of(*SHORT, "--init", "reflow/teacher.safetensors") == spent + one_step > one_step
+
 
 def test_a_student_that_starts_from_its_teacher_keeps_its_weights_at_first(pipeline, run_script):
     run_script(
@@ -207,6 +215,8 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
     (pipeline / "cut.safetensors").write_bytes((pipeline / MODELS[0]).read_bytes()[:2000])
     run_script("generate_noise_dataset.py", "--out", "short", "--num-pairs", 20, "--num-steps", 4, "--trajectory-times")
     run_script("generate_noise_dataset.py", "--out", "few", "--num-pairs", 5, "--num-steps", 4)
+    run_script("generate_noise_dataset.py", "--out", "finer", "--num-pairs", 20, "--num-steps", 5)
+    run_script("distill_student.py", "--pairs", "finer", "--out", "of_finer", *SHORT)
     (pipeline / "folder.png").mkdir()
     data = ("--preset", "tiny", "--data", "folder", "--data-dir")
     cases = [
@@ -222,6 +232,8 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("sample.py", MODELS[0], "--device", "cuda:99"), "no device"),
         (("sample.py", MODELS[2], "--num-steps", 9), "is a one_step student"),
         (("sample.py", "--compare", MODELS[0], "missing"), "there is no checkpoint"),
+        (("sample.py", "--compare", *MODELS[1:], "--num-steps", 9), "is a four_step student"),
+        (("sample.py", "--compare", *MODELS, "of_finer/student.safetensors"), "in another way"),
         (("generate_noise_dataset.py", "--teacher", "missing"), "there is no checkpoint"),
         (("distill_student.py", "--teacher", other, *SHORT), "are of another teacher"),
         (("distill_student.py", "--pairs", "nowhere", *SHORT), "no noise pairs in nowhere"),
@@ -241,6 +253,12 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
                 ('{"attention_levels": [3]}', "preset tiny: attention_levels (3,) are not levels"),
                 ('{"blocks_per_level": [1]}', "preset tiny: blocks_per_level"),
                 ('{"widths": 16}', "preset tiny: "),
+                ('{"patch_size": 0}', "preset tiny: sizes"),
+                ('{"head_width": 0}', "preset tiny: sizes"),
+                ('{"blocks_per_level": 0}', "preset tiny: sizes"),
+                ('{"embedding_width": 97}', "preset tiny: sizes"),
+                ('{"image_channels": 1}', "images have 3 channels"),
+                ('{"convolution_groups": 3}', "preset tiny: every width"),
             )
         ),
         (("teacher_rectified_flow.py", *data, image_folder, *SHORT, "--steps", 2), "do not fit into 2 steps"),

@@ -1,6 +1,7 @@
 """Autoguidance through the scripts: snapshots to guide with, and a guide in samples, pairs, tables and results."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,17 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     assert report.status == 0, report.err
     student = load_checkpoint(tmp_path / "student/student.safetensors")
     assert student.header["pairs"]["guide"] == theirs.sha256
+
+    # The report runs the teacher with the guide of the pairs, if it is given, and says so if not.
+    guided = run_script(
+        "distill_student.py", *distilling[:4], "--steps", 1, *short, "--guide", guide, "--out", tmp_path
+    )
+    line = next(line for line in guided.out.splitlines() if "teacher, euler 2" in line)
+    held_out = pairs.held_out()
+    as_guided = replace(pairs.settings, solver="euler", num_steps=2)
+    drawn = draw(ours.model, held_out.noise, held_out.labels, as_guided, guide=theirs.model).images
+    assert f" {(drawn - held_out.image).square().mean():.4f} " in line and "without its guide" not in guided.out
+    assert "euler 2, without its guide" in report.out
 
     monkeypatch.setattr("common.score_critic.ScoreCritic.HEAD_START", 1)
     finishing = ("finish_student.py", *distilling[:4], *short, "--student", student.path, "--critic", "score")
