@@ -124,4 +124,7 @@ def changed(config: Config, changes: dict, name: str) -> Config:
 
 def network_of(preset: str, changes: dict) -> UNetConfig:
     """A preset's network, changed. Raises UserError where that is no network."""
-    return changed(NETWORKS[preset], changes, f"preset {preset}")
+    config = changed(NETWORKS[preset], changes, f"preset {preset}")
+    if config.image_channels != 3:
+        raise UserError(f"--network: images have 3 channels, not {config.image_channels}")
+    return config

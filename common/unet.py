@@ -65,6 +65,12 @@ class UNetConfig:
         for name, known in (("skips", SKIPS), ("normalisation", NORMALISATIONS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        blocks = [self.blocks(level) for level in range(len(self.widths))]
+        sizes = (self.image_size, self.image_channels, self.patch_size, self.head_width, *self.widths, *blocks)
+        if not self.widths or min(sizes) < 1 or self.embedding_width < 2 or self.embedding_width % 2:
+            raise ValueError("sizes, widths and numbers of blocks must be 1 or more, embedding_width even")
+        if self.convolution_groups < 0 or any(width % (self.convolution_groups or width) for width in self.widths):
+            raise ValueError(f"every width must be a multiple of convolution_groups {self.convolution_groups}")
         if self.normalisation == "magnitude" and (self.convolution_groups, self.activation) != (1, "silu"):
             raise ValueError("magnitude-preserving blocks have SiLU and no grouped convolutions")
         smallest_step = self.patch_size * 2 ** (len(self.widths) - 1)
