@@ -63,13 +63,13 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips.reshape(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
 
 
-def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = False, seed: int = 0) -> ImageData:
+def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = False) -> ImageData:
     """Loads one of `DATA_SETS` completely.
 
     - `cifar10`: the 50,000 training images in the folder `path`, downloaded and checksum-verified by torchvision.
     - `folder`: every image in `path/<class name>/`, in any mode and size. Resized to `image_size` on its shorter side
       and cropped to the centre; with `crop`, the centre is cropped without resizing. Decoded once, then cached.
-    - `shapes`: 10,000 drawn shapes; `path` is not used, `seed` changes them.
+    - `shapes`: 10,000 drawn shapes, always the same; `path` is not used.
 
     Raises UserError for data that is missing, unreadable or empty.
     """
@@ -78,7 +78,7 @@ def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = 
     if name == "folder":
         return _load_folder(Path(path), image_size, crop)
     if name == "shapes":
-        images, labels = shapes.draw_shapes(SHAPES_COUNT, image_size, seed)
+        images, labels = shapes.draw_shapes(SHAPES_COUNT, image_size, seed=0)
         return ImageData(torch.from_numpy(images), torch.from_numpy(labels), shapes.CLASS_NAMES)
     raise UserError(f"there is no data set {name!r}: choose one of {', '.join(DATA_SETS)}")
 
@@ -207,11 +207,13 @@ def _read_cache(cache: Path, fingerprint: str) -> Tensor | None:
 def _decode(files: list[Path], image_size: int, crop: bool) -> Tensor:
     """All files as uint8 (N, 3, size, size). Pillow decodes outside Python's lock, so threads run in parallel."""
     images = np.empty((len(files), 3, image_size, image_size), dtype=np.uint8)
-    unreadable = []
+    unreadable, too_small = [], []
 
     def decode(index: int) -> None:
         try:
             images[index] = _decode_one(files[index], image_size, crop)
+        except TooSmallError:
+            too_small.append(files[index])
         except Exception:  # Pillow's decoders raise a dozen kinds for damaged files
             unreadable.append(files[index])
 
@@ -219,17 +221,29 @@ def _decode(files: list[Path], image_size: int, crop: bool) -> Tensor:
         for _ in tqdm(pool.map(decode, range(len(files))), total=len(files), desc="decoding images", unit="image"):
             pass
     if unreadable:
-        names = ", ".join(str(file) for file in sorted(unreadable)[:5])
-        more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
-        raise UserError(f"cannot read {len(unreadable)} of {len(files)} images: {names}{more}")
+        raise UserError(f"cannot read {len(unreadable)} of {len(files)} images: {_first_names(unreadable)}")
+    if too_small:
+        raise UserError(
+            f"{len(too_small)} of {len(files)} images are smaller than {image_size} x {image_size}: "
+            f"{_first_names(too_small)}; without --crop they are resized"
+        )
     return torch.from_numpy(images)
+
+
+class TooSmallError(Exception):
+    """An image cannot be cropped to the size that is asked for."""
+
+
+def _first_names(files: list[Path]) -> str:
+    names = ", ".join(str(file) for file in sorted(files)[:5])
+    return f"{names} and {len(files) - 5} more" if len(files) > 5 else names
 
 
 def _decode_one(file: Path, image_size: int, crop: bool) -> np.ndarray:
     image = open_rgb(file)
     if crop:
         if min(image.size) < image_size:
-            raise ValueError(f"{file} is smaller than {image_size} x {image_size}")
+            raise TooSmallError
         left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
         image = image.crop((left, top, left + image_size, top + image_size))
     elif image.size != (image_size, image_size):
