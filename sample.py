@@ -91,9 +91,8 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
         raise UserError("--compare draws a figure: --out must end in .png")
     checkpoints = [command_line.load_guided(path, args, precision.device) for path in args.compare]
     require_comparable(checkpoints)
-    recipes = {
-        checkpoint.header["teacher"]: checkpoint.header["pairs"] for checkpoint in checkpoints if checkpoint.is_student
-    }
+    command_line.refuse_settings_for_students(args, checkpoints)
+    recipes = recipes_of_teachers(checkpoints)
     classes = command_line.chosen_classes(args.classes, checkpoints[0])
     columns = []
     for checkpoint in tqdm(checkpoints, desc="sampling", unit="model"):
@@ -105,6 +104,24 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     draw_comparison(columns, args.out, images_per_row=args.columns)
     print(comparison_table(columns))
     print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
+
+
+def recipes_of_teachers(checkpoints: list[Checkpoint]) -> dict[str, dict]:
+    """By the hashes of the teachers among them, how the pairs of their students were made.
+
+    Raises UserError where two students of a teacher learned from pairs that it made in different ways.
+    """
+    teachers = {checkpoint.sha256 for checkpoint in checkpoints if not checkpoint.is_student}
+    recipes: dict[str, dict] = {}
+    for student in (checkpoint for checkpoint in checkpoints if checkpoint.header.get("teacher") in teachers):
+        pairs = student.header["pairs"]
+        recipe = recipes.setdefault(student.header["teacher"], pairs)
+        if any(recipe.get(part) != pairs.get(part) for part in ("sampling", "guide")):
+            raise UserError(
+                f"{student.path} learned from pairs that its teacher made in another way than those of another student "
+                "here: compare the two apart, or without their teacher"
+            )
+    return recipes
 
 
 def settings_of_pairs(recipe: dict, teacher: Checkpoint, args: argparse.Namespace) -> SamplingSettings:
