@@ -148,7 +148,8 @@ def measure_fid(row: dict, guidance: str, seed: int, reference: str, weights: Pa
 
 def run_stage(command: list[str]) -> None:
     print(f"\n{shlex.join(command)}", flush=True)
-    subprocess.run([sys.executable, ROOT / command[1], *command[2:]], check=True)
+    if subprocess.run([sys.executable, ROOT / command[1], *command[2:]]).returncode:
+        raise UserError(f"{command[1]} did not come to its end")  # it has said why
 
 
 def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> dict:

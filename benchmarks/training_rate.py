@@ -39,6 +39,7 @@ from common import flow
 from common.checkpoint import prepare
 from common.command_line import COUNT, add_device_arguments, run
 from common.device import Precision, choose_device, choose_precision, describe_machine
+from common.errors import UserError
 from common.muon import as_matrix
 from common.optimisation import OPTIMIZERS, ema_update, make_optimizer
 from common.presets import NETWORKS, TEACHER_RECIPES
@@ -82,7 +83,9 @@ def training_rate(args: argparse.Namespace, batch_size: int, optimizer: str, com
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, script, "--data", "shapes", "--snapshot-steps", "--out", folder]
         command += [part for option in options.items() for part in option] + ["--compile"] * compiled
-        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        process = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if process.returncode:
+            raise UserError(process.stderr.strip().splitlines()[-1])
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     rates = [record["images_per_second"] for record in records if "loss" in record][2:]
     images_per_second = statistics.median(rates)
