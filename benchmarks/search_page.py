@@ -17,8 +17,9 @@ the definition, the command and the losses of each row. What is not in a variant
 decay over the last 40 % and the network that preset `cpu` had at the start. Rows with no `code`, or 0.1.0+d6cbe16, are
 by a Muon of five Newton-Schulz steps, the others by one of three; a row named after it shows what that changed.
 
-- Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives. It compares only runs
-  with one distribution of training times: uniform ones are trained for this very loss, whatever FID makes of them.
+- Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives (an average is over a
+  tenth of the steps so far at most: in short runs the longest lengths are the same). It compares only runs with one
+  distribution of training times: uniform ones are trained for this very loss, whatever FID makes of them.
 - FID: {samples:,} samples against all training images, guided classifier-free; first by the sampling seed
   {choosing_seed}, which choices were made by, then the mean over fresh seeds. The machine is that of the training:
   in what arithmetic a FID was drawn, its row says under `protocol`.

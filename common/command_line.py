@@ -128,7 +128,7 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance-scale",
         type=bounded(float, low=0),
-        help="classifier-free guidance, 1 is none (default: 2 for a teacher trained with label dropout)",
+        help="classifier-free guidance, 1 is none (default: 2 for a teacher trained on images with label dropout)",
     )
     group.add_argument(
         "--guidance-interval",

@@ -78,7 +78,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="samples in a step")
+    group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="network calls in a step")
     group.add_argument(
         "--optimizer", choices=OPTIMIZERS, default=recipe.optimizer, help="muon is for the hidden convolutions"
     )
@@ -90,7 +90,12 @@ def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out:
         "--decay-steps", type=COUNT_OR_ZERO, default=recipe.decay_steps, help="the last steps, with linear decay to 0"
     )
     group.add_argument("--gradient-clip", type=POSITIVE, default=1.0, help="largest norm of the gradient")
-    group.add_argument("--ema-decay", type=FRACTION, default=recipe.ema_decay, help="EMA of the weights, per step")
+    group.add_argument(
+        "--ema-decay",
+        type=FRACTION,
+        default=recipe.ema_decay,
+        help="EMA of the weights, per step; a young one averages over a tenth of its steps",
+    )
     group.add_argument(
         "--more-ema-decays",
         type=FRACTION,
