@@ -16,7 +16,6 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from itertools import product
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.search_page import FID_SAMPLES, page
 from benchmarks.search_variants import GUIDANCE, STARTING_NETWORK, VARIANTS, Variant
+from benchmarks.stage_scripts import ROOT, run_script
 from benchmarks.training_rate import bare_rate, one_step
 from common.checkpoint import code_version, load_checkpoint, prepare
 from common.command_line import COUNT_OR_ZERO, POSITIVE, run
@@ -38,7 +38,6 @@ from common.files import write_text
 from common.presets import SNAPSHOT_STEPS
 from common.unet import UNet, count_forward_flop, count_values
 
-ROOT = Path(__file__).parent.parent
 EMA_DECAYS = (0.99, 0.995, 0.998, 0.999, 0.9995)
 FID_PROTOCOL = (
     *("num_samples", "reference_sha256", "inception_sha256", "solver", "num_steps", "guidance_scale"),
@@ -137,7 +136,7 @@ def measure_fid(row: dict, guidance: str, seed: int, reference: str, weights: Pa
     """Adds the FID of a sampling seed to a row. Raises UserError where the row's others were measured otherwise."""
     file = fid_file(out, guidance, seed)
     file.unlink(missing_ok=True)  # the features are kept: measuring the same again takes a moment
-    run_stage(fid_command(row, guidance, seed, reference, weights, out))
+    run_script(fid_command(row, guidance, seed, reference, weights, out)[1:])
     result = json.loads(file.read_text())
     protocol = {name: result[name] for name in FID_PROTOCOL}
     measured = row["fid"].setdefault(guidance, {"protocol": protocol, "seeds": {}})
@@ -146,17 +145,11 @@ def measure_fid(row: dict, guidance: str, seed: int, reference: str, weights: Pa
     measured["seeds"][str(seed)] = result["fid"]
 
 
-def run_stage(command: list[str]) -> None:
-    print(f"\n{shlex.join(command)}", flush=True)
-    if subprocess.run([sys.executable, ROOT / command[1], *command[2:]]).returncode:
-        raise UserError(f"{command[1]} did not come to its end")  # it has said why
-
-
 def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> dict:
     """Trains a variant, and returns its row without FID."""
     variant, model = VARIANTS[name], network_of(VARIANTS[name])
     command = training_command(variant, flop, images, out, compiled)
-    run_stage(command)
+    run_script(command[1:])
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     last = records[-1]
     losses = {f"{decay:g}": last[f"held_out_loss_ema_{decay:g}"] for decay in EMA_DECAYS[:-1]}

@@ -12,12 +12,12 @@ import argparse
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.stage_scripts import ROOT, run_script
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
 from common.checkpoint import load_checkpoint, load_header
@@ -28,7 +28,6 @@ from common.files import write_text
 from common.pairs import SHARD_SIZE, PairSet, held_out_of, shard_paths
 from common.run_log import read_metrics
 
-ROOT = Path(__file__).parent.parent
 FID_PROTOCOL = ("num_samples", "seed", "reference_sha256", "inception_sha256", "arithmetic")
 """What must be the same in all FIDs of a table."""
 
@@ -179,13 +178,6 @@ def flop_per_step(command: list[str], out: Path) -> float:
     header = load_header(next(out.glob("*.safetensors")))
     shutil.rmtree(out)
     return header["training_flop"] - header.get("initial_flop", 0)
-
-
-def run_script(command: list[str]) -> None:
-    """Raises UserError where the script fails; it has said why."""
-    print(f"\npython {shlex.join(command)}", flush=True)
-    if subprocess.run([sys.executable, ROOT / command[0], *command[1:]]).returncode:
-        raise UserError(f"{command[0]} did not come to its end")
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kep
 
     def stand_in(command):
         commands.append(command)
-        options = dict(zip(command[3::2], command[4::2], strict=True))
+        options = dict(zip(command[2::2], command[3::2], strict=True))
         settings = SamplingSettings(
             options["--solver"], int(options["--num-steps"]), guide_scale=float(options["--guide-scale"])
         )
@@ -53,7 +53,7 @@ def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kep
         }
         Path(options["--output"]).write_text(json.dumps(result))
 
-    monkeypatch.setattr(architecture_search, "run_stage", stand_in)
+    monkeypatch.setattr(architecture_search, "run_script", stand_in)
     for seed in (CHOOSING_SEED, 2, 3, 7):
         measure = partial(
             architecture_search.measure_fid, row, "snapshot at 25 %", seed, "statistics.npz", None, tmp_path
@@ -63,7 +63,7 @@ def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kep
                 measure()
         else:
             measure()
-    assert commands[0][2] == str(tmp_path / "teacher_ema_0.998.safetensors")
+    assert commands[0][1] == str(tmp_path / "teacher_ema_0.998.safetensors")
     assert str(tmp_path / "snapshots" / "step_0002000_ema_0.998.safetensors") in commands[0]
     (cells,) = guidance_cells(row)
     assert cells[3:] == ("edm-heun 14, guide 2 for t in [0.1, 0.8]", "47", "1000.00", "2.50 ± 0.71 (2)")
