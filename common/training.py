@@ -133,7 +133,7 @@ class Trainer:
         self.meter.start()
 
         with stop, bar:
-            while self.step < args.steps and not stop:
+            while self.step < args.steps:
                 self.meter.add(self._train_step())
                 self.step += 1
                 bar.update()
@@ -151,6 +151,8 @@ class Trainer:
                 if time.monotonic() - last_save > 60 * args.save_minutes:
                     self._save()
                     last_save = time.monotonic()
+                if stop:  # asked only now: however short its time, a leg goes on by one step
+                    break
             self._save(and_compact=args.compact_state)
 
         log.close()
