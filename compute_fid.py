@@ -42,6 +42,7 @@ from common.results import (
 from common.tables import text_table
 
 ENOUGH_SAMPLES = 10_000
+FIGURE = Path("samples/fid_sweep.png")
 CODE_VERSION = code_version()
 """Of the code that runs, whatever is committed meanwhile."""
 
@@ -68,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     )
     group = parser.add_argument_group("files")
     group.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
-    group.add_argument("--figure", type=Path, default=Path("samples/fid_sweep.png"), help="the figure of --sweep")
+    group.add_argument("--figure", type=Path, help=f"the figure of --sweep (default: {FIGURE})")
     group.add_argument("--features", type=Path, default=Path("data/features"), help="folder of extracted features")
     command_line.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)
@@ -109,8 +110,9 @@ def main() -> None:
     for group in comparable_groups(results):
         print(f"\n{group_title(group)}\n{text_table(HEADER, table_rows(group))}")
     if args.sweep:
-        write_bytes(args.figure, fid_curve(comparable_groups(results)[0]))
-        print(f"\n{args.figure}: FID against network calls")
+        figure = args.figure or FIGURE
+        write_bytes(figure, fid_curve(comparable_groups(results)[0]))
+        print(f"\n{figure}: FID against network calls")
 
 
 def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[ModelSamples | StoredImages, int]]:
@@ -131,6 +133,10 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
         raise UserError(
             "--sweep is of checkpoints, draws FID, and says how many steps: without --kid-only, --num-steps"
         )
+    if args.sweep and all(checkpoint.is_student for checkpoint in checkpoints):
+        raise UserError("students have steps of their own: --sweep needs a teacher")
+    if args.figure and not args.sweep:
+        raise UserError("--figure is of --sweep, which is not given")
 
     subjects = []
     for checkpoint in checkpoints:

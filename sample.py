@@ -38,8 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--enlarge",
         type=command_line.bounded(int, low=1, high=32),
-        default=1,
-        help="pixels for a pixel of the PNG grid",
+        help="pixels for a pixel of the PNG grid (default: 1)",
     )
     parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
@@ -53,6 +52,8 @@ def main() -> None:
     precision = choose_precision(args.precision, choose_device(args.device))
     if args.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out must end in .png or .npz, not {args.out.name!r}")
+    if args.enlarge and (args.compare or args.out.suffix == ".npz"):
+        raise UserError("--enlarge is of a PNG grid: not for --compare, nor for .npz")
     if args.compare:
         compare(args, precision)
         return
@@ -81,7 +82,7 @@ def main() -> None:
         description = describe_samples(checkpoint, settings, args.seed)
         write_bytes(args.out, npz_bytes(images, balanced_labels(classes, 0, len(images)), description))
     else:
-        save_picture(enlarged(image_grid(images, args.columns), args.enlarge), args.out)
+        save_picture(enlarged(image_grid(images, args.columns), args.enlarge or 1), args.out)
     print(f"{args.out}: {len(images)} images, seed {args.seed}, {settings.describe()}, NFE {calls / len(images):g}")
 
 
