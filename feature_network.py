@@ -17,7 +17,7 @@ from torch import Tensor
 from common import command_line
 from common.checkpoint import prepare
 from common.classifier import Classifier, ClassifierConfig
-from common.data import EpochOrder, load_images, random_crops, split_held_out
+from common.data import EpochOrder, cutout, load_images, random_crops, split_held_out
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.noise import derive_seed
@@ -50,6 +50,9 @@ def parse_args() -> argparse.Namespace:
     )
     add_data_arguments(parser)
     parser.add_argument("--crop-padding", type=command_line.COUNT_OR_ZERO, default=2, help="pixels to shift images by")
+    parser.add_argument(
+        "--cutout", type=command_line.COUNT_OR_ZERO, default=8, help="width in pixels of the square that hides a part"
+    )
     add_training_arguments(parser, FEATURE_RECIPE, out="checkpoints/feature_network")
     command_line.add_device_arguments(parser)
     return parser.parse_args()
@@ -86,22 +89,32 @@ def main() -> int:
         generator = step_generator(args.seed, step, device)
         indices = order.indices(step).to(device)
         images, labels = training.batch(indices, random_flips(len(indices), not args.no_flips, generator))
-        images = random_crops(images, args.crop_padding, generator)
+        images = cutout(random_crops(images, args.crop_padding, generator), args.cutout, generator)
         turns = torch.randint(QUARTER_TURNS, (len(images),), generator=generator, device=device)
         images, answers = question(images, labels, turns)
         return F.cross_entropy(network(images), answers, label_smoothing=LABEL_SMOOTHING)
 
+    mirrors_help = args.task == "classes" and not args.no_flips  # a mirrored picture is turned the other way
+
     def evaluate(network):
-        """Cross-entropy and accuracy on the held-out images, as they are."""
-        loss, correct = 0.0, 0
+        """On the held-out images: cross-entropy, accuracy, and accuracy with the help of their mirror images."""
+        loss, correct, correct_with_mirrored = 0.0, 0, 0
         for indices in torch.arange(len(held_out), device=device).split(CHUNK):
             images, labels = held_out.batch(indices, torch.zeros(len(indices), dtype=torch.bool, device=device))
             images, answers = question(images, labels, indices % QUARTER_TURNS)
             logits = network(images)
             loss += F.cross_entropy(logits, answers, reduction="sum").item()
             correct += (logits.argmax(dim=1) == answers).sum().item()
+            if mirrors_help:
+                logits = logits + network(images.flip(3))
+                correct_with_mirrored += (logits.argmax(dim=1) == answers).sum().item()
         count = len(held_out)
-        return {"held_out_loss": loss / count, "held_out_accuracy": correct / count} if count else {}
+        if not count:
+            return {}
+        accuracies = {"held_out_accuracy": correct / count}
+        if mirrors_help:
+            accuracies["held_out_accuracy_with_mirrored"] = correct_with_mirrored / count
+        return {"held_out_loss": loss / count, **accuracies}
 
     # Training
     trainer = Trainer(
@@ -121,8 +134,10 @@ def main() -> int:
     status = trainer.train()
     if status == 0 and len(held_out):
         with torch.no_grad(), precision.autocast():
-            accuracy = evaluate(trainer.ema_model.eval())["held_out_accuracy"]
-        print(f"{accuracy:.2%} of {len(held_out):,} held-out images are told right")
+            measured = evaluate(trainer.ema_model.eval())
+        print(f"{measured['held_out_accuracy']:.2%} of {len(held_out):,} held-out images are told right")
+        if mirrors_help:
+            print(f"{measured['held_out_accuracy_with_mirrored']:.2%} with the help of their mirror images")
     return status
 
 

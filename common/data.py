@@ -145,6 +145,24 @@ def random_crops(images: Tensor, padding: int, generator: torch.Generator) -> Te
     return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Images (n, C, H, W) in [-1, 1], a square of `size` pixels made grey around any pixel of each, edges included.
+
+    What is left of the square at an edge is smaller (DeVries and Taylor 2017).
+    """
+    if not size:
+        return images
+    count, _, height, width = images.shape
+
+    def covered(length: int) -> Tensor:
+        centre = torch.randint(length, (count, 1), generator=generator, device=images.device)
+        offset = torch.arange(length, device=images.device) - centre + size // 2
+        return (offset >= 0) & (offset < size)
+
+    squares = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
+    return images.masked_fill(squares, 0)
+
+
 def _load_cifar10(path: Path, image_size: int) -> ImageData:
     if image_size != 32:
         raise UserError(f"CIFAR-10 images are 32 x 32, the model wants {image_size} x {image_size}")

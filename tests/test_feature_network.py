@@ -8,7 +8,7 @@ from PIL import Image
 
 from common.checkpoint import load_checkpoint, load_feature_network
 from common.classifier import Classifier, ClassifierConfig
-from common.data import load_images, random_crops, split_held_out
+from common.data import cutout, load_images, random_crops, split_held_out
 from common.errors import UserError
 from common.images import to_float
 from common.run_log import read_metrics
@@ -46,6 +46,9 @@ def test_its_accuracy_is_that_of_its_file_on_the_held_out_images(train, image_fo
     logged, record = read_metrics(tmp_path / "features" / "metrics.jsonl")[-2:]
     assert record["held_out_accuracy"] == pytest.approx(right)
     assert f"{right:.2%} of {len(held_out):,} held-out images" in result.out
+    both = network(to_float(held_out.images)) + network(to_float(held_out.images.flip(3)))
+    right = (both.argmax(1) == held_out.labels).double().mean().item()
+    assert record["held_out_accuracy_with_mirrored"] == pytest.approx(right)
     assert logged["loss"] < 2.3  # of guessing: log 10
 
 
@@ -102,3 +105,17 @@ def test_crops_are_windows_of_the_mirrored_image():
     assert equal.any(dim=1).all()
     assert equal.any(dim=0).all()  # every one of the 25 shifts is met
     assert random_crops(images, 0, torch.Generator()) is images
+
+
+def test_cutout_hides_a_square_around_any_pixel():
+    """Every row of centres, edges included, is met; the square is whole inside, and cut where it leaves the image."""
+    images = torch.ones(2000, 3, 6, 9)
+    hidden = cutout(images, 3, torch.Generator().manual_seed(0)) == 0
+    assert (hidden == hidden[:, :1]).all()
+    rows, columns = hidden[:, 0].any(dim=2), hidden[:, 0].any(dim=1)
+    assert (hidden[:, 0] == rows[:, :, None] & columns[:, None, :]).all()
+    for seen, length in ((rows, 6), (columns, 9)):
+        met = {tuple(line) for line in seen.int().tolist()}
+        expected = {tuple(int(abs(place - centre) <= 1) for place in range(length)) for centre in range(length)}
+        assert met == expected
+    assert cutout(images, 0, torch.Generator()) is images
