@@ -13,6 +13,7 @@ Smoke                    python compute_fid.py checkpoints/pretrained/student.sa
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +32,12 @@ from common.inception import FEATURE_COUNT, Inception
 from common.noise import BLOCK_SIZE
 from common.reference import Reference, open_reference, reference_features
 from common.results import (
-    HEADER,
     append_result,
     comparable_groups,
     fid_curve,
     group_title,
     read_results,
-    table_rows,
+    table_of,
 )
 from common.tables import text_table
 
@@ -108,7 +108,7 @@ def main() -> None:
             print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
 
     for group in comparable_groups(results):
-        print(f"\n{group_title(group)}\n{text_table(HEADER, table_rows(group))}")
+        print(f"\n{group_title(group)}\n{text_table(*table_of(group))}")
     if args.sweep:
         figure = args.figure or FIGURE
         write_bytes(figure, fid_curve(comparable_groups(results)[0]))
@@ -225,6 +225,7 @@ def circumstances(
         "reference_count": reference.count,
         "inception_sha256": inception.sha256,
         "seconds": round(features.seconds, 1),
+        "drawing_seconds": None if math.isnan(features.drawing_seconds) else round(features.drawing_seconds, 3),
         "machine": describe_machine(precision.device),
         "versions": {
             "code": CODE_VERSION,

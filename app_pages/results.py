@@ -7,14 +7,13 @@ import streamlit as st
 from common.checkpoint import STAGES
 from common.errors import UserError
 from common.results import (
-    HEADER,
     comparable_groups,
     fid_curve,
     group_title,
     in_reading_order,
     machines_of,
     read_results,
-    table_rows,
+    table_of,
 )
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.jsonl"
@@ -44,7 +43,8 @@ def main() -> None:
 
 def show_group(whose: str, group: list[dict]) -> None:
     st.subheader(f"{whose}: {group_title(group)}")
-    columns = dict(zip(HEADER, zip(*table_rows(group), strict=True), strict=True))
+    header, rows = table_of(group)
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     st.table(columns, border="horizontal", hide_index=True, alt=f"Results of {whose.lower()}, {group_title(group)}")
     st.caption(f"Measured on: {machines_of(group)}.")
     if len({result["nfe"] for result in group if result["fid"] is not None}) > 2:

@@ -1,4 +1,4 @@
-"""Write docs/results.md and its figure from docs/results.jsonl and the shipped checkpoints.
+"""Write docs/results.md, its figures and the README's table from docs/results.jsonl and the shipped checkpoints.
 
     python benchmarks/results_page.py
 
@@ -22,7 +22,6 @@ from common.command_line import run
 from common.files import write_bytes, write_text
 from common.reference import CIFAR10_NAMES
 from common.results import (
-    HEADER,
     NEEDED_OF_OPINIONS,
     STAGE_NAMES,
     comparable_groups,
@@ -31,14 +30,17 @@ from common.results import (
     in_reading_order,
     machines_of,
     read_results,
-    table_rows,
+    run_of,
+    table_of,
 )
 from common.tables import markdown_table
 from common.unet import count_values
 
 ROOT = Path(__file__).parent.parent
-PAGE = "docs/results.md"
+PAGE, README = "docs/results.md", "README.md"
+HEADLINE_MARK = "<!-- From here to the next heading: make results -->\n"
 FIGURES = {"nfe": "docs/fid_against_network_calls.png", "training_flop": "docs/fid_against_training_flop.png"}
+PRETRAINED = ROOT / "checkpoints" / "pretrained"
 STAGES = list(STAGE_NAMES)
 
 
@@ -51,7 +53,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     out = parse_args().out
     results = read_results(ROOT / "docs" / "results.jsonl")
-    shipped = [load_checkpoint(path) for path in sorted((ROOT / "checkpoints" / "pretrained").glob("*.safetensors"))]
+    shipped = [load_checkpoint(path) for path in sorted(PRETRAINED.glob("*.safetensors"))]
     shipped.sort(key=lambda checkpoint: (is_guide(checkpoint), STAGES.index(checkpoint.stage)))
     hashes = {checkpoint.sha256 for checkpoint in shipped}
     guides = {
@@ -72,7 +74,10 @@ def main() -> None:
     ]
     sections.append(published_section())
     write_text(out / PAGE, "\n\n".join(sections) + "\n")
-    print(out / PAGE)
+    readme = (ROOT / README).read_text(encoding="utf-8")
+    before, mark, after = readme.partition(HEADLINE_MARK)
+    write_text(out / README, before + mark + headline(current) + after[after.index("\n## ") :])
+    print(out / PAGE, out / README, sep="\n")
 
 
 INTRODUCTION = """# Results
@@ -113,17 +118,39 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 
 
+def headline(current: Sequence[dict]) -> str:
+    """Each shipped model run in its best way, by the results of the most samples."""
+    measured = [result for result in current if result["fid"] is not None]
+    group = max(comparable_groups(measured), key=lambda group: (group[0]["num_samples"], len(group)))
+    best = {result["stage"]: result for result in sorted(group, key=lambda result: result["fid"], reverse=True)}
+    rows = [
+        (
+            STAGE_NAMES[stage],
+            f"{result['nfe']:g}",
+            " + ".join(f"{(PRETRAINED / name).stat().st_size / 1e6:.1f}" for name in files_of(result)),
+            f"{result['fid']:.2f}",
+            run_of(result) if stage == "teacher" else "",
+        )
+        for stage, result in sorted(best.items(), key=lambda item: STAGES.index(item[0]))
+    ]
+    table = markdown_table(("model", "network calls", "MB", "FID", "run"), rows)
+    return f"\n{table}\n\nFID: {group_title(group)}, on {machines_of(group)}. [All results]({PAGE}).\n"
+
+
+def files_of(result: dict) -> list[str]:
+    return [result["name"], GUIDE_NAME] if result["guide"] else [result["name"]]
+
+
 def group_section(group: Sequence[dict], guides: dict[str, str]) -> str:
     group = in_reading_order(group)
     commands = "\n".join(commands_of(group, guides))
-    return (
-        f"## {group_title(group)}\n\n{results_table(group)}\n\nMeasured on: {machines_of(group)}. The commands:\n\n"
-        f"```bash\n{commands}\n```"
-    )
+    sizes = " or ".join(str(size) for size in sorted({result["batch_size"] for result in group}))
+    measured_on = f"Measured on: {machines_of(group)}, in batches of {sizes}. The commands:"
+    return f"## {group_title(group)}\n\n{results_table(group)}\n\n{measured_on}\n\n```bash\n{commands}\n```"
 
 
 def results_table(group: Sequence[dict]) -> str:
-    return markdown_table(HEADER, table_rows(group))
+    return markdown_table(*table_of(group))
 
 
 def commands_of(group: Sequence[dict], guides: dict[str, str]) -> list[str]:

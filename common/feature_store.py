@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class Features:
     """NFE: network evaluations behind one image, by the sampler's count; 0 for images that were not sampled."""
     seconds: float
     """Drawing or reading the images, and extracting, added up over the calls that it took."""
+    drawing_seconds: float
+    """Of these, those spent on the images; NaN where a part is from before they were counted apart."""
 
 
 class FeatureStore:
@@ -50,7 +53,7 @@ class FeatureStore:
     def features(self, images: ImageSet, count: int) -> Features:
         """The features of images 0 ... count - 1 of the set: those on disk, and the others extracted and stored."""
         values = torch.empty(count, FEATURE_COUNT)
-        network_calls = seconds = 0.0
+        network_calls = seconds = drawing_seconds = 0.0
         reading = tqdm(total=count, desc=images.verb, unit="image", position=0)
         extracting = tqdm(total=count, desc="Inception features", unit="image", position=1)
         with reading, extracting:
@@ -68,22 +71,29 @@ class FeatureStore:
                 values[start : start + size] = part.values
                 network_calls += part.network_calls * size
                 seconds += part.seconds
-        return Features(values, network_calls / count, seconds)
+                drawing_seconds += part.drawing_seconds
+        return Features(values, network_calls / count, seconds, drawing_seconds)
 
     def _extract(self, images: ImageSet, start: int, count: int, reading: tqdm, extracting: tqdm) -> Features:
-        values, network_calls, begin = [], 0, time.perf_counter()
+        values, network_calls, extracting_seconds, begin = [], 0, 0.0, time.perf_counter()
         for batch, calls in images.batches(start, count):
             reading.update(len(batch))
             network_calls += calls * len(batch)
+            if batch.is_cuda:  # which has only been told to draw it
+                torch.cuda.synchronize(batch.device)
+            drawn = time.perf_counter()
             values.append(self.inception(batch))
             extracting.update(len(batch))
-        return Features(torch.cat(values), network_calls / count, time.perf_counter() - begin)
+            extracting_seconds += time.perf_counter() - drawn
+        seconds = time.perf_counter() - begin
+        return Features(torch.cat(values), network_calls / count, seconds, seconds - extracting_seconds)
 
     def _identity(self, images: ImageSet) -> str:
         return canonical_json({"images": images.identity, "inception": self.inception.sha256, "format": 1})
 
     def _write(self, path: Path, images: ImageSet, part: Features) -> None:
-        cost = {"network_calls": part.network_calls, "seconds": part.seconds}
+        names = ("network_calls", "seconds", "drawing_seconds")
+        cost = {name: getattr(part, name) for name in names}
         with atomic_write(path) as temporary:
             metadata = {"identity": self._identity(images), "cost": canonical_json(cost)}
             temporary.write_bytes(save({"features": part.values}, metadata=metadata))
@@ -98,5 +108,6 @@ class FeatureStore:
             return None
         if metadata.get("identity") != self._identity(images) or len(values) < count:
             return None
-        cost = json.loads(metadata["cost"])
-        return Features(values[:count], cost["network_calls"], cost["seconds"] * count / len(values))
+        cost, share = json.loads(metadata["cost"]), count / len(values)
+        drawing_seconds = cost.get("drawing_seconds", math.nan)
+        return Features(values[:count], cost["network_calls"], cost["seconds"] * share, drawing_seconds * share)

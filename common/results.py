@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from common.errors import UserError
@@ -10,7 +10,7 @@ from common.files import canonical_json, write_text
 from common.sampling import SamplingSettings
 
 STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
-CIRCUMSTANCES = ("machine", "seconds", "versions", "guide_training_flop", "guide_parameters")
+CIRCUMSTANCES = ("machine", "seconds", "drawing_seconds", "versions", "guide_training_flop", "guide_parameters")
 """What may differ between two lines about the same measurement, or follows from its files and is not in early lines."""
 NEEDED = {
     *("name", "stage", "checkpoint", "solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "nfe"),
@@ -23,7 +23,6 @@ NEEDED_OF_OPINIONS = {
     *("frechet_distance", "closer_than_real", "held_out_error", "real", "feature_networks_flop"),
 }
 """The same of `benchmarks/second_opinion.py`."""
-HEADER = ("model", "training FLOP", "run", "NFE", "FID", "KID x 1000", "precision", "recall", "seed")
 MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 
 
@@ -103,26 +102,37 @@ def machines_of(group: Sequence[dict]) -> str:
     return "; ".join(sorted({f"{result['machine']}, {result['arithmetic']}" for result in group}))
 
 
-def table_rows(group: Sequence[dict]) -> list[tuple[str, ...]]:
-    """A row under `HEADER` for each result; what was not measured stays empty."""
-    return [
-        (
-            name_of(result),
-            f"{result['training_flop']:.3g}" if result["training_flop"] else "",
-            run_of(result),
-            f"{result['nfe']:g}" if result["nfe"] else "",
-            _number(result["fid"], 2),
-            _number(result["kid"], 2, scale=1000),
-            _number(result["precision"], 3),
-            _number(result["recall"], 3),
-            "" if result["seed"] is None else str(result["seed"]),
-        )
-        for result in group
-    ]
+def table_of(group: Sequence[dict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A header, and a row for each result. What was measured of none has no column; of some, empty cells."""
+    columns = {title: [show(result) for result in group] for title, show in COLUMNS.items()}
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    return tuple(columns), list(zip(*columns.values(), strict=True))
+
+
+def milliseconds_per_image(result: dict) -> float | None:
+    """Of drawing it, in batches of `batch_size`; None for images that no model drew here, and in early lines."""
+    if result["stage"] is None or result.get("drawing_seconds") is None:
+        return None
+    return 1000 * result["drawing_seconds"] / result["num_samples"]
 
 
 def _number(value: float | None, digits: int, scale: float = 1) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
+
+
+COLUMNS: dict[str, Callable[[dict], str]] = {
+    "model": name_of,
+    "training FLOP": lambda result: f"{result['training_flop']:.3g}" if result["training_flop"] else "",
+    "run": run_of,
+    "NFE": lambda result: f"{result['nfe']:g}" if result["nfe"] else "",
+    "ms an image": lambda result: _number(milliseconds_per_image(result), 1),
+    "FID": lambda result: _number(result["fid"], 2),
+    "KID x 1000": lambda result: _number(result["kid"], 2, scale=1000),
+    "precision": lambda result: _number(result["precision"], 3),
+    "recall": lambda result: _number(result["recall"], 3),
+    "seed": lambda result: "" if result["seed"] is None else str(result["seed"]),
+}
+"""Of `table_of`: how each column shows a result."""
 
 
 def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, list[tuple[float, float]]]:

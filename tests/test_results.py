@@ -15,14 +15,13 @@ from benchmarks.results_page import options_of
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
 from common.results import (
-    HEADER,
     append_result,
     comparable_groups,
     curve_series,
     fid_curve,
     read_results,
     run_of,
-    table_rows,
+    table_of,
 )
 from common.tables import markdown_table, text_table
 
@@ -107,11 +106,15 @@ def test_classes_stand_apart_and_kid_alone_is_not_drawn():
 
 
 def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
-    (row,) = table_rows([result()])
-    shown = dict(zip(HEADER, row, strict=True))
+    header, (row,) = table_of([result(drawing_seconds=25.0)])
+    shown = dict(zip(header, row, strict=True))
     assert shown["FID"] == "31.46" and shown["KID x 1000"] == "12.30" and shown["precision"] == "0.654"
     assert shown["training FLOP"] == f"{result()['training_flop']:.3g}"
-    assert shown["recall"] == "" and shown["NFE"] == "7" and shown["seed"] == "0"
+    assert "recall" not in shown and shown["NFE"] == "7" and shown["seed"] == "0"
+    assert shown["ms an image"] == "2.5"
+    header, rows = table_of([result(), result(stage=None, solver=None, recall=0.5, drawing_seconds=25.0)])
+    assert "ms an image" not in header  # of the first it is not known, the second was drawn elsewhere
+    assert [row[header.index("recall")] for row in rows] == ["", "0.500"]
     assert shown["run"] == "euler 4, guidance 2 for t in [0.1, 0.8]"
     assert run_of(result(stage=None, solver=None)) == ""
 
@@ -153,7 +156,8 @@ def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
     """No figure on it is typed by hand, and none is older than the results or the shipped models."""
     outcome = run_script("benchmarks/results_page.py", "--out", tmp_path)
     assert outcome.status == 0, outcome.err
-    assert (tmp_path / "docs/results.md").read_text() == (ROOT / "docs/results.md").read_text()
+    for page in ("docs/results.md", "README.md"):
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text()
 
 
 def test_the_page_shows_what_was_measured_of_the_shipped_models():
@@ -179,6 +183,7 @@ def test_a_command_on_the_page_names_the_shipped_guide_and_what_kind_of_referenc
 
 
 def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "README.md", tmp_path)
     for name in ("benchmarks", "common", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "checkpoints/pretrained", tmp_path / "checkpoints/pretrained")
