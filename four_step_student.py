@@ -32,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--own-share",
         type=command_line.FRACTION,
-        default=0.5,
-        help="share of the batch that starts from states which the student reached itself; 0 is the teacher's alone",
+        default=0.0,
+        help="share of the batch that starts from states which the student reached itself, instead of the teacher's",
     )
     parser.add_argument(
         "--own-gradient",

@@ -50,7 +50,7 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
     group.add_argument(
         "--loss",
         choices=(*PIXEL_LOSSES, "features"),
-        default="l2",
+        default="pseudo-huber",
         help="distance to the teacher; features: pseudo-huber, and for images the distance of their features",
     )
     group.add_argument(

@@ -244,7 +244,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("distill_student.py", "--pairs", "few", "--out", "s", *SHORT), "make 10 or more"),
         (("distill_student.py", "--init", other, "--out", "s", *SHORT), "another network"),
         (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "hold 0 states of the trajectory"),
-        (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 1), "too small for --own-share"),
+        (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 3, "--own-share", 0.5), "too small"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
         (
             ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--val-fraction", 1),

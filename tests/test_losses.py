@@ -26,6 +26,7 @@ from common.unet import count_forward_flop
 CPU = torch.device("cpu")
 NUM_PAIRS, NUM_TRAINING = 20, 18
 ONE_STEP = ("--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--no-flips", "--precision", "fp32")
+L2 = ("--loss", "l2")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_one_step_student(loss, first_record, training_pairs):
 
 
 def test_four_step_student_on_its_own_states(first_record, training_pairs):
-    record = first_record("four_step_student.py", "--batch-size", 4 * NUM_TRAINING, "--own-share", 1)
+    record = first_record("four_step_student.py", "--batch-size", 4 * NUM_TRAINING, "--own-share", 1, *L2)
     pair = training_pairs
     targets = [*pair.states.unbind(1), pair.image]
     x, losses = pair.noise, []
@@ -79,7 +80,7 @@ def test_four_step_student_on_its_own_states(first_record, training_pairs):
 @pytest.mark.parametrize("gradient", ["step", "path"])
 def test_the_gradient_of_the_four_step_students_own_states(gradient, first_record, training_pairs):
     """Within a step, or through the whole path: the norm is logged before clipping."""
-    arguments = ("--batch-size", 4 * NUM_TRAINING, "--own-share", 1, "--own-gradient", gradient)
+    arguments = ("--batch-size", 4 * NUM_TRAINING, "--own-share", 1, "--own-gradient", gradient, *L2)
     record = first_record("four_step_student.py", *arguments)
     pair, network = training_pairs, random_network()
     x, losses = pair.noise, []
@@ -99,7 +100,7 @@ def test_four_step_student_with_steps_of_its_own(first_record, run_script, tmp_p
     times = ("--trajectory-times", 0.4, 0.6, 0.7, 0.9)
     run_script("generate_noise_dataset.py", *command, "--precision", "fp32", *times)
     arguments = ("--pairs", pairs, "--batch-size", 4 * NUM_TRAINING, "--own-share", 1, "--step-times", 0.4, 0.7, 0.9)
-    record = first_record("four_step_student.py", *arguments)
+    record = first_record("four_step_student.py", *arguments, *L2)
     pair = PairSet(pairs, CPU)
     times = [0.0, *pair.select_states(3, [0.4, 0.7, 0.9]), 1.0]
     pair = pair.gather(torch.arange(NUM_PAIRS - NUM_TRAINING, NUM_PAIRS))
@@ -126,7 +127,7 @@ def test_four_step_student_on_the_teachers_states(first_record, training_pairs):
     for index, rows in enumerate(quarters):
         start, end = path[rows, index], path[rows, index + 1]
         errors.append((start + 0.25 * velocity(start, index / 4, labels[rows]) - end).square().flatten(1).mean(1))
-    record = first_record("four_step_student.py", "--batch-size", NUM_TRAINING, "--own-share", 0)
+    record = first_record("four_step_student.py", "--batch-size", NUM_TRAINING, *L2)
     assert record["loss"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
 
 
@@ -163,7 +164,7 @@ def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, t
     save_model(tmp_path / "student.safetensors", stage, 0, arguments={}, **header)
     student = ("--student", tmp_path / "student.safetensors", "--feature-network", tmp_path / "features.safetensors")
     critic = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)
-    record = first_record("finish_student.py", "--batch-size", 24 * (len(times) - 1), *student, *critic)
+    record = first_record("finish_student.py", "--batch-size", 24 * (len(times) - 1), *student, *critic, *L2)
 
     generator, pair, network_of_student = step_generator(0, 0, CPU), training_pairs, random_network()
     torch.rand(NUM_TRAINING, generator=generator)  # the flips

@@ -160,9 +160,9 @@ def test_a_student_is_also_compared_with_its_teacher(second_opinion, run_script,
     """Each of two, whose files have the same name, by what trained it."""
     first, second = (tmp_path / name / "student.safetensors" for name in ("first", "second"))
     reported = []
-    for student, loss in ((first, ()), (second, ("--loss", "pseudo-huber", "--init", first))):
+    for student, loss, start in ((first, "l2", ()), (second, "pseudo-huber", ("--init", first))):
         files = ("--teacher", teacher, "--pairs", pairs, "--out", student.parent)
-        trained = run_script("distill_student.py", *files, *SHORT, *loss)
+        trained = run_script("distill_student.py", *files, *SHORT, "--loss", loss, *start)
         assert trained.status == 0
         reported.append(float(next(line for line in trained.out.splitlines() if "student, 1 step" in line).split()[3]))
     assert second_opinion(teacher, first, second, "--pairs", pairs, "--num-samples", 40).status == 0
