@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from common import command_line
-from common.checkpoint import student_settings
+from common.checkpoint import STUDENT_STEPS, student_settings
 from common.distillation import Distillation, student_parser
 from common.errors import UserError
 from common.pairs import PairBatch
 from common.training import step_generator
 
-NUM_STEPS = 4
+NUM_STEPS = STUDENT_STEPS["four_step"]
 
 
 def parse_args() -> argparse.Namespace:

@@ -8,18 +8,12 @@ from weakref import WeakValueDictionary
 
 import streamlit as st
 
-from common.checkpoint import GUIDE_NAME, WEIGHTS_FILES, Checkpoint, load_checkpoint, load_header
+from common.checkpoint import GUIDE_NAME, SCRIPTS, WEIGHTS_FILES, Checkpoint, load_checkpoint, load_header
 from common.comparison import require_comparable
 from common.device import choose_device
 from common.errors import UserError
 from common.results import STAGE_NAMES
 
-MADE_BY = {
-    "teacher": "teacher_rectified_flow.py",
-    "four_step": "four_step_student.py",
-    "one_step": "distill_student.py",
-}
-"""The script that makes a model of each stage."""
 NO_GUIDE = "none"
 
 
@@ -44,7 +38,7 @@ def choose_models(folder: Path) -> dict[str, Checkpoint]:
         st.header("Models")
         for stage, name in STAGE_NAMES.items():
             if not found[stage]:
-                made = f"`python {MADE_BY[stage]}` makes one ({WEIGHTS_FILES[stage]})"
+                made = f"`python {SCRIPTS[stage]}` makes one ({WEIGHTS_FILES[stage]})"
                 problems.append(f"No {name} in {from_here(folder)}: {made}.")
                 continue
             file = choose_file(name.capitalize(), found[stage], f"model_{stage}")

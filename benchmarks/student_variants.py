@@ -2,13 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from common.checkpoint import WEIGHTS_FILES
+from common.checkpoint import SCRIPTS, WEIGHTS_FILES
 
-SCRIPTS = {
-    "teacher": "teacher_rectified_flow.py",
-    "one_step": "distill_student.py",
-    "four_step": "four_step_student.py",
-}
 COMMON = {"--batch-size": 64, "--optimizer": "muon", "--learning-rate": 1e-3, "--weight-decay": 0.01, "--seed": 0}
 DISTILLATION = COMMON | {"--loss": "l2"}
 STARTING_OPTIONS = {

@@ -29,6 +29,12 @@ WEIGHTS_FILES = {
     "four_step": "four_step.safetensors",
 }
 """What each stage calls its model."""
+SCRIPTS = {
+    "teacher": "teacher_rectified_flow.py",
+    "one_step": "distill_student.py",
+    "four_step": "four_step_student.py",
+}
+"""Which script makes it."""
 GUIDE_NAME = "guide.safetensors"
 """The weaker network that a teacher is guided by, where it lies beside the teacher."""
 
