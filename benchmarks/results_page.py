@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -29,6 +30,7 @@ from common.results import (
     group_title,
     in_reading_order,
     machines_of,
+    name_of,
     read_results,
     run_of,
     table_of,
@@ -55,15 +57,12 @@ def main() -> None:
     results = read_results(ROOT / "docs" / "results.jsonl")
     shipped = [load_checkpoint(path) for path in sorted(PRETRAINED.glob("*.safetensors"))]
     shipped.sort(key=lambda checkpoint: (is_guide(checkpoint), STAGES.index(checkpoint.stage)))
-    hashes = {checkpoint.sha256 for checkpoint in shipped}
-    guides = {
-        checkpoint.sha256: f"checkpoints/pretrained/{GUIDE_NAME}" for checkpoint in shipped if is_guide(checkpoint)
-    }
-    current = [result for result in results if result["checkpoint"] in hashes]
-    earlier = [result for result in results if result["checkpoint"] not in hashes]
+    files = {checkpoint.sha256: f"checkpoints/pretrained/{checkpoint.path.name}" for checkpoint in shipped}
+    current = [result for result in results if result["checkpoint"] in files]
+    earlier = [result for result in results if result["checkpoint"] not in files]
 
     sections = [INTRODUCTION, shipped_section(shipped)]
-    sections += [group_section(group, guides) for group in comparable_groups(current)]
+    sections += [group_section(group, files) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
     if tried := read_results(ROOT / "docs" / "guidance.jsonl", NEEDED_OF_GUIDED):
         sections.append(guidance_section(tried))
@@ -76,7 +75,7 @@ def main() -> None:
     write_text(out / PAGE, "\n\n".join(sections) + "\n")
     readme = (ROOT / README).read_text(encoding="utf-8")
     before, mark, after = readme.partition(HEADLINE_MARK)
-    write_text(out / README, before + mark + headline(current) + after[after.index("\n## ") :])
+    write_text(out / README, before + mark + headline(current, files) + after[after.index("\n## ") :])
     print(out / PAGE, out / README, sep="\n")
 
 
@@ -118,16 +117,20 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 
 
-def headline(current: Sequence[dict]) -> str:
-    """Each shipped model run in its best way, by the results of the most samples."""
-    measured = [result for result in current if result["fid"] is not None]
+def headline(current: Sequence[dict], files: dict[str, str]) -> str:
+    """Each shipped model run in its best way, by the results of the most samples. `files`: by their hash."""
+    measured = [result for result in current if result["fid"] is not None and result["guide"] in (None, *files)]
     group = max(comparable_groups(measured), key=lambda group: (group[0]["num_samples"], len(group)))
     best = {result["stage"]: result for result in sorted(group, key=lambda result: result["fid"], reverse=True)}
     rows = [
         (
             STAGE_NAMES[stage],
             f"{result['nfe']:g}",
-            " + ".join(f"{(PRETRAINED / name).stat().st_size / 1e6:.1f}" for name in files_of(result)),
+            " + ".join(
+                f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}"
+                for sha256 in (result["checkpoint"], result["guide"])
+                if sha256
+            ),
             f"{result['fid']:.2f}",
             run_of(result) if stage == "teacher" else "",
         )
@@ -137,38 +140,50 @@ def headline(current: Sequence[dict]) -> str:
     return f"\n{table}\n\nFID: {group_title(group)}, on {machines_of(group)}. [All results]({PAGE}).\n"
 
 
-def files_of(result: dict) -> list[str]:
-    return [result["name"], GUIDE_NAME] if result["guide"] else [result["name"]]
-
-
-def group_section(group: Sequence[dict], guides: dict[str, str]) -> str:
+def group_section(group: Sequence[dict], files: dict[str, str]) -> str:
     group = in_reading_order(group)
-    commands = "\n".join(commands_of(group, guides))
+    commands = "\n".join(commands_of(group, files))
     sizes = " or ".join(str(size) for size in sorted({result["batch_size"] for result in group}))
     measured_on = f"Measured on: {machines_of(group)}, in batches of {sizes}. The commands:"
-    return f"## {group_title(group)}\n\n{results_table(group)}\n\n{measured_on}\n\n```bash\n{commands}\n```"
+    paragraphs = [f"## {group_title(group)}", results_table(group), *spread_over_seeds(group), measured_on]
+    return "\n\n".join([*paragraphs, f"```bash\n{commands}\n```"])
+
+
+def spread_over_seeds(group: Sequence[dict]) -> list[str]:
+    """A paragraph on the FIDs of what was measured by several sampling seeds, if anything was."""
+    by_model: dict[tuple, list[dict]] = {}
+    for result in group:
+        if result["fid"] is not None:
+            by_model.setdefault((result["checkpoint"], result["guide"], run_of(result)), []).append(result)
+    lines = []
+    for results in by_model.values():
+        if len(results) > 1:
+            first, fids = results[0], [result["fid"] for result in results]
+            name = f"{name_of(first)}, {run_of(first)}" if first["stage"] == "teacher" else name_of(first)
+            lines.append(f"- {name}: {fmean(fids):.2f}, standard deviation {stdev(fids):.2f} of {len(fids)} seeds")
+    return ["FID, mean over sampling seeds:\n\n" + "\n".join(lines)] if lines else []
 
 
 def results_table(group: Sequence[dict]) -> str:
     return markdown_table(*table_of(group))
 
 
-def commands_of(group: Sequence[dict], guides: dict[str, str]) -> list[str]:
-    """A command for each way of running, over all the checkpoints that were run so. `guides`: files by their hash."""
-    files: dict[str, list[str]] = {}
+def commands_of(group: Sequence[dict], files: dict[str, str]) -> list[str]:
+    """A command for each way of running, over all the checkpoints that were run so. `files`: by their hash."""
+    run_so: dict[str, list[str]] = {}
     for result in group:
-        files.setdefault(options_of(result, guides), []).append(f"checkpoints/pretrained/{result['name']}")
-    return [f"python compute_fid.py {' '.join(names)} \\\n    {options}" for options, names in files.items()]
+        run_so.setdefault(options_of(result, files), []).append(files[result["checkpoint"]])
+    return [f"python compute_fid.py {' '.join(names)} \\\n    {options}" for options, names in run_so.items()]
 
 
-def options_of(result: dict, guides: dict[str, str]) -> str:
+def options_of(result: dict, files: dict[str, str]) -> str:
     lines = []
     if result["stage"] == "teacher":
         low, high = result["guidance_interval"]
         guidance = f"--guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}"
         lines.append(f"--solver {result['solver']} --num-steps {result['num_steps']} {guidance}")
         if result["guide"]:
-            lines.append(f"--guide {guides.get(result['guide'], 'GUIDE')} --guide-scale {result['guide_scale']:g}")
+            lines.append(f"--guide {files.get(result['guide'], 'GUIDE')} --guide-scale {result['guide_scale']:g}")
     if result["classes"]:
         lines.append("--classes " + " ".join(result["classes"]))
     drawing = f"--batch-size {result['batch_size']} --precision {result['arithmetic']}"

@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.guidance_section import guidance_section
 from benchmarks.losses_section import HEADER as LOSSES_HEADER
 from benchmarks.losses_section import losses_section
-from benchmarks.results_page import options_of
+from benchmarks.results_page import options_of, spread_over_seeds
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
 from common.results import (
@@ -180,6 +180,15 @@ def test_a_command_on_the_page_names_the_shipped_guide_and_what_kind_of_referenc
     assert "--guide GUIDE" in options_of(guided | {"guide": "e" * 64}, guides)
     plain = options_of(result(), guides)
     assert "--guide " not in plain and '--reference FOLDER --reference-name "JPEG CIFAR-10"' in plain
+
+
+def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
+    group = [result(fid=10.0, seed=1), result(fid=12.0, seed=2), result(fid=50.0, num_steps=2, seed=1)]
+    group += [result(fid=None, seed=3), result(fid=9.0, seed=1, checkpoint="f" * 64, stage="one_step")]
+    (paragraph,) = spread_over_seeds(group)
+    expected = "- teacher, euler 4, guidance 2 for t in [0.1, 0.8]: 11.00, standard deviation 1.41 of 2 seeds"
+    assert paragraph.splitlines()[2:] == [expected]
+    assert spread_over_seeds(group[:1]) == []
 
 
 def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, monkeypatch):
