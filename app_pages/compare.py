@@ -149,9 +149,18 @@ def facts(column: Column, teacher: Column | None) -> list[str]:
     error = mean_squared(column.images, teacher.images).item()
     share = share_of_variance(error, variance_around_class_mean(teacher.images, teacher.labels))
     lines.append(f"mean squared error **{error:.4f}**" + (f", {share} of the variance" if share else ""))
-    if column.checkpoint.header.get("teacher") != teacher.checkpoint.sha256:
-        lines.append("It learned from another teacher.")
-    return lines
+    return [*lines, *facts_of_pairs(column.checkpoint.header, teacher)]
+
+
+def facts_of_pairs(header: dict, teacher: Column) -> list[str]:
+    """What a student learned from, by its header, where that is not what is on the page."""
+    if header.get("teacher") != teacher.checkpoint.sha256:
+        return ["It learned from another teacher."]
+    pairs = header["pairs"]
+    guide = teacher.checkpoint.guide.sha256 if teacher.settings.needs_guide else None
+    if (SamplingSettings(**pairs["sampling"]), pairs.get("guide")) == (teacher.settings, guide):
+        return []
+    return [f"It learned from this teacher's images by {SamplingSettings(**pairs['sampling']).describe()}, not these."]
 
 
 def guide_facts(checkpoint: Checkpoint) -> list[str]:

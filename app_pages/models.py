@@ -29,8 +29,7 @@ class File(NamedTuple):
 def choose_models(folder: Path) -> dict[str, Checkpoint]:
     """The sidebar: a file for each stage, and a guide. What is missing or damaged is said, and left out.
 
-    The folder is read anew each time, so that what was just trained is there. Returns nothing where the chosen models
-    cannot be compared.
+    The folder is read anew each time, so that what was just trained is there.
     """
     found, problems = find_models(folder)
     models = {}
@@ -38,7 +37,8 @@ def choose_models(folder: Path) -> dict[str, Checkpoint]:
         st.header("Models")
         for stage, name in STAGE_NAMES.items():
             if not found[stage]:
-                made = f"`python {SCRIPTS[stage]}` makes one ({WEIGHTS_FILES[stage]})"
+                out = from_here(folder) / stage
+                made = f"`python {SCRIPTS[stage]} --out {out}` makes one, on a CPU with `--preset cpu`"
                 problems.append(f"No {name} in {from_here(folder)}: {made}.")
                 continue
             file = choose_file(name.capitalize(), found[stage], f"model_{stage}")
@@ -49,15 +49,23 @@ def choose_models(folder: Path) -> dict[str, Checkpoint]:
             except UserError as error:
                 problems.append(f"{error}.")
         st.caption(f"Any checkpoint below {from_here(folder)}/ can be chosen, also one that was trained a moment ago.")
-    for problem in problems:
+    models, unlike = comparable(models)
+    for problem in problems + unlike:
         st.error(problem)
-    try:
-        if models:
-            require_comparable(list(models.values()))
-    except UserError as error:
-        st.error(f"These models cannot be compared: {error}.")
-        return {}
     return models
+
+
+def comparable(models: dict[str, Checkpoint]) -> tuple[dict[str, Checkpoint], list[str]]:
+    """The models that make the same kind of image as the first of them; and a sentence for each other one."""
+    alike: dict[str, Checkpoint] = {}
+    problems = []
+    for stage, model in models.items():
+        try:
+            require_comparable([*alike.values(), model])
+            alike[stage] = model
+        except UserError as error:
+            problems.append(f"The {STAGE_NAMES[stage]} is left out: {error}.")
+    return alike, problems
 
 
 def find_models(folder: Path) -> tuple[dict[str, dict[str, File]], list[str]]:

@@ -23,6 +23,7 @@ from common.classifier import Classifier, ClassifierConfig  # noqa: E402
 from common.device import Precision, choose_device, choose_precision  # noqa: E402
 from common.files import sha256  # noqa: E402
 from common.pairs import PairSet  # noqa: E402
+from common.sampling import TEACHER_SETTINGS  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
 
 EULER = ("--solver", "euler", "--num-steps", 2)
@@ -130,9 +131,15 @@ def save_feature_network(path: Path) -> Classifier:
 def save_students(
     folder: Path, teacher: Path, config: UNetConfig = SMALL_CONFIG, pairs: Path | None = None, seed: int = 1
 ) -> None:
-    """Untrained students of a teacher, as if of its pairs, under the names that the stages give them."""
+    """Untrained students of a teacher, as if of its pairs, under the names that the stages give them.
+
+    Where there are no pairs: as if of some that the teacher made by its default settings.
+    """
     header = {"arguments": {"label_dropout": 0.1}, "teacher": sha256(teacher)}
-    header |= PairSet(pairs, torch.device("cpu")).description if pairs else {}
+    if pairs:
+        header |= PairSet(pairs, torch.device("cpu")).description
+    else:
+        header |= {"pairs": {"sampling": TEACHER_SETTINGS.to_dict(), "guide": None}}
     save_model(folder / "student.safetensors", "one_step", seed, config, **header)
     save_model(folder / "four_step.safetensors", "four_step", seed + 1, config, **header)
 
@@ -257,7 +264,7 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
             *("--critic", "adversarial"),
         ),
         "one_step_score": (*scoring, "--student", folder / "student.safetensors", "--critic", "score"),
-        "four_step_path": ("four_step_student.py", *distillation, "--own-gradient", "path"),
+        "four_step_path": ("four_step_student.py", *distillation, "--own-share", "0.5", "--own-gradient", "path"),
         "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *RESUMED_STEPS),
     }
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from app_harness import FOUR_STEP, ONE_STEP, TEACHER, drawn, subheaders
+from app_harness import FOUR_STEP, ONE_STEP, TEACHER, drawn, subheaders, submit
 from conftest import SMALL_CONFIG
 from safetensors.torch import load_file, save
+from streamlit.testing.v1 import AppTest
 
 from app_pages import models
 from common.checkpoint import load_header, save_checkpoint
@@ -117,14 +118,16 @@ def test_a_damaged_or_foreign_file_is_named_and_the_rest_goes_on(open_app, model
 def test_without_checkpoints_it_says_how_to_make_them(open_app, tmp_path):
     for page in ("compare", "trajectory", "explore"):
         app = open_app(page, tmp_path / "nothing")
-        assert ["python teacher_rectified_flow.py" in app.error[0].value, len(app.error)] == [True, 3]
+        command = f"python teacher_rectified_flow.py --out {tmp_path / 'nothing' / 'teacher'}"
+        assert [command in app.error[0].value, len(app.error)] == [True, 3]
 
 
-def test_models_of_other_classes_cannot_be_compared(open_app, model_folder, make_teacher):
+def test_students_of_other_classes_than_the_teachers_are_left_out(open_app, model_folder, make_teacher):
     path = make_teacher(config=replace(SMALL_CONFIG, num_classes=3))
     shutil.copy(path, model_folder / "pretrained" / "teacher.safetensors")
     app = open_app()
-    assert "cannot be compared" in app.error[0].value and not app.subheader
+    assert subheaders(app) == [TEACHER] and len(app.error) == 2
+    assert "The four-step student is left out" in app.error[0].value and "different classes" in app.error[1].value
 
 
 def test_a_guide_beside_the_teacher_is_used_and_named(open_app, model_folder, make_teacher):
@@ -134,5 +137,15 @@ def test_a_guide_beside_the_teacher_is_used_and_named(open_app, model_folder, ma
     assert column.settings.guide_scale == 2 and column.settings.guidance_scale == 1
     assert any("guide: guide.safetensors" in text.value for text in app.markdown)
     picker = next(box for box in app.selectbox if box.label == "Guide of the teacher")
+    assert other_recipes(app) == 2  # the students' pairs had no guide
     picker.set_value("none").run()
     assert drawn(app)["teacher"].settings == SamplingSettings(guidance_scale=2.0)
+    assert other_recipes(app) == 0
+    app.number_input(key="num_steps").set_value(3)
+    submit(app, "generate")
+    assert other_recipes(app) == 2
+
+
+def other_recipes(app: AppTest) -> int:
+    """How many students say that they learned from other images of their teacher than those on the page."""
+    return sum("this teacher's images by adams 20, guidance 2" in text.value for text in app.markdown)

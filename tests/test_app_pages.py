@@ -11,7 +11,7 @@ from conftest import ROOT, app_precision
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
-from common.images import to_uint8
+from common.images import image_grid, to_uint8
 from common.noise import sample_noise, spherical_interpolation
 from common.results import read_results
 
@@ -62,18 +62,30 @@ def test_frames_lie_between_the_seeds_and_the_slider_draws_nothing_anew(open_app
         ends = to_uint8(noise + student(noise, torch.zeros(2), torch.tensor([0, 0])))
     tolerance = 1 if precision.name == "fp32" else 4  # drawn in a batch of another size
     for frame, end in ((frames[0], ends[0]), (frames[-1], ends[1])):
-        picture = Image.open(io.BytesIO(base64.b64decode(frame.partition(",")[2])))
-        shown = np.asarray(picture.resize((32, 32), Image.Resampling.NEAREST)).astype(int)
+        shown = np.asarray(picture_of(frame).resize((32, 32), Image.Resampling.NEAREST)).astype(int)
         assert abs(shown - end.permute(1, 2, 0).numpy()).max() <= tolerance
     app.slider(key="frame_of_5").set_value(5).run()
     assert not app.exception and app.session_state["frames"][0] is frames
     assert any("100% of the way from seed 4 to seed 1" in image.captions[0] for image in app.image)
 
 
-def test_every_class_is_drawn_from_one_noise(open_app):
+def test_every_class_is_drawn_from_one_noise(open_app, model_folder):
     app = open_app("explore")
-    assert app.image[-1].captions[0].split(", ")[5] == "star"
+    app.number_input(key="seed").set_value(7)
     submit(app, "draw_classes")
+    assert app.image[-1].captions[0].split(", ")[5] == "star"
+    student = load_checkpoint(model_folder / "pretrained" / "student.safetensors").model
+    noise = sample_noise(7, 0, 1, (3, 32, 32)).expand(10, -1, -1, -1)
+    precision = app_precision()
+    with torch.no_grad(), precision.autocast():
+        expected = image_grid(noise + student(noise, torch.zeros(10), torch.arange(10)), columns=5)
+    shown = picture_of(app.session_state["classes"]).resize(expected.size, Image.Resampling.NEAREST)
+    difference = np.asarray(shown).astype(int) - np.asarray(expected).astype(int)
+    assert abs(difference).max() <= (1 if precision.name == "fp32" else 4)
+
+
+def picture_of(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
 @pytest.mark.parametrize(
