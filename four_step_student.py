@@ -57,6 +57,8 @@ def main() -> int:
     # A pair on the student's own way fills four places of the batch, one with each of its steps.
     num_own = round(args.own_share * (args.batch_size // NUM_STEPS))
     num_teacher = args.batch_size - NUM_STEPS * num_own
+    if args.own_gradient == "path" and not args.own_share:
+        raise UserError("--own-gradient path is of states that the student reached itself: give an --own-share")
     if (num_own == 0) != (args.own_share == 0):
         raise UserError(f"--batch-size {args.batch_size} is too small for --own-share {args.own_share}")
     run = Distillation(args, num_teacher + num_own, NUM_STEPS - 1, args.step_times)

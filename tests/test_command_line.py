@@ -245,6 +245,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("distill_student.py", "--init", other, "--out", "s", *SHORT), "another network"),
         (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "hold 0 states of the trajectory"),
         (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 3, "--own-share", 0.5), "too small"),
+        (("four_step_student.py", "--out", "s", *SHORT, "--own-gradient", "path"), "give an --own-share"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
         (
             ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--val-fraction", 1),

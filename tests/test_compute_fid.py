@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import EULER, RandomInception, save_model, save_random_inception
+from conftest import EULER, RandomInception, save_model, save_random_inception, save_students
 from PIL import Image
 
 from common import metrics
@@ -175,10 +175,13 @@ def test_images_that_change_while_they_are_measured_are_refused(image_folder, ra
 
 def test_a_sweep_draws_teacher_and_students(compute_fid, results, make_teacher, tmp_path):
     teacher = make_teacher()
+    save_students(teacher.parent, teacher)
     figure = tmp_path / "sweep.png"
-    outcome = compute_fid(teacher, "--solver", "euler", "--sweep", "1,2,4", "--figure", figure)
+    models = (teacher, teacher.parent / "four_step.safetensors")
+    outcome = compute_fid(*models, "--solver", "euler", "--sweep", "1,2,4", "--figure", figure)
     assert outcome.status == 0, outcome.err
-    assert [(line["num_steps"], line["nfe"]) for line in results()] == [(1, 1), (2, 3), (4, 7)]
+    measured = [(line["stage"], line["num_steps"], line["nfe"]) for line in results()]
+    assert measured == [("teacher", 1, 1), ("teacher", 2, 3), ("teacher", 4, 7), ("four_step", 4, 4)]
     assert all(f"euler {steps}, guidance 2" in outcome.out for steps in (1, 2, 4))
     assert Image.open(figure).size > (500, 300)
 
