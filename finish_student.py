@@ -15,7 +15,7 @@ Writes  OUT/student.safetensors or OUT/four_step.safetensors, as the student is 
 Smoke   python finish_student.py --teacher smoke/teacher/teacher.safetensors --pairs smoke/noise_pairs \\
             --feature-network smoke/feature_network/feature_network.safetensors \\
             --student smoke/one_step/student.safetensors --steps 20 --warmup-steps 5 --decay-steps 5 \\
-            --batch-size 16 --critic-window 1024 --out smoke/finished
+            --batch-size 128 --critic-window 1024 --out smoke/finished
 Full    python finish_student.py --student checkpoints/one_step/student.safetensors
 """
 
@@ -112,6 +112,11 @@ def main() -> int:
     require_same_teaching(student, run)
     run.header |= {"student": student.sha256, **initial_header(student)}
     real = RealImages(args, run.teacher, run.pairs)
+    if args.critic == "frechet" and num_fresh * args.steps <= args.critic_window:
+        raise UserError(
+            f"--critic frechet is heard after {args.critic_window:,} images of fresh noise, and {args.steps:,} steps "
+            f"make {num_fresh * args.steps:,}: give more --steps or a smaller --critic-window"
+        )
     critic = make_critic(args, run, real, num_fresh)
 
     def fresh_noise(generator: torch.Generator) -> tuple[Tensor, Tensor | None]:

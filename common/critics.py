@@ -62,16 +62,21 @@ def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:
 
 
 class FrechetCritic(nn.Module):
-    """The Fréchet distance between the student's images and the real ones (FD-loss, arXiv 2604.28190)."""
+    """The Fréchet distance between the student's images and the real ones (FD-loss, arXiv 2604.28190).
 
-    def __init__(self, network: Classifier, real: RealImages, window: int, per_step: int, precision: Precision):
+    `flips`: the real ones are meant to be these and their mirror images.
+    """
+
+    def __init__(
+        self, network: Classifier, real: RealImages, window: int, per_step: int, flips: bool, precision: Precision
+    ):
         super().__init__()
         self.network = [network]  # in a list: it is no part of the critic's state
-        chunks = torch.arange(real.count).split(CHUNK)
+        features = []
         with torch.no_grad(), precision.autocast():
-            features = [
-                network.summary(real.gather(indices)) for indices in tqdm(chunks, desc="features of the real images")
-            ]
+            for indices in tqdm(torch.arange(real.count).split(CHUNK), desc="features of the real images"):
+                images = real.gather(indices)
+                features += [network.summary(views) for views in ([images, images.flip(-1)] if flips else [images])]
         features = torch.cat(features)
         smallest = max(features.shape[1], per_step)
         if window < smallest:
@@ -148,7 +153,8 @@ def make_critic(
 ) -> FrechetCritic | AdversarialCritic | ScoreCritic:
     """The critic that was asked for, of a student that shows it `per_step` images at every step."""
     if args.critic == "frechet":
-        return FrechetCritic(run.load_feature_network(), real, args.critic_window, per_step, run.precision)
+        network, flips = run.load_feature_network(), not args.no_flips
+        return FrechetCritic(network, real, args.critic_window, per_step, flips, run.precision)
     if args.critic == "adversarial":
         return AdversarialCritic(run.load_feature_network(), real, per_step, args.seed, not args.no_flips)
     run.require_guide_of_pairs(run.teacher.guide)

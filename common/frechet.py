@@ -58,8 +58,9 @@ class RunningFrechetLoss(nn.Module):
     with the gradients g_m and G_S of the distance. They are found anew every `refresh` updates; in between, the running
     moments hardly move. The state is in buffers, so that a run goes on as it would have.
 
-    Of a window's samples the smaller eigenvalues come out too small, which would make a perfect generator spread its
-    samples wider. So from distance and G_S is taken what they are on average for as many samples of the reference.
+    Of so few samples the smaller eigenvalues come out too small, which would make a perfect generator spread its
+    samples wider. So from distance and G_S is taken what they are on average for samples of the reference: found once
+    for 2 * `window` of them, which is what a long-running mean is worth, and as much more as the moments rest on fewer.
     """
 
     def __init__(self, reference: Tensor, window: int = 4096, refresh: int = 16):
@@ -71,6 +72,8 @@ class RunningFrechetLoss(nn.Module):
         self.usual_distance, self.usual_by_covariance = self._usual(reference)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("squared_weights", torch.zeros((), **kind))
+        """The sum over all samples seen of their weights' squares: 1 / n for a plain mean of n."""
         self.register_buffer("first_moment", torch.zeros(size, **kind))
         self.register_buffer("second_moment", torch.zeros(size, size, **kind))
         self.register_buffer("distance", torch.zeros((), **kind))
@@ -80,11 +83,11 @@ class RunningFrechetLoss(nn.Module):
         self.latest: Tensor | None = None
 
     def _usual(self, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance and G_S of the reference's own samples. A running mean over N weighs as a plain one of 2 N does."""
+        """Distance and G_S of as many of the reference's own samples as a long-running mean is worth."""
         generator = torch.Generator().manual_seed(0)
         found = []
         for _ in range(BOOTSTRAPS):
-            rows = torch.randint(len(reference), (2 * self.window,), generator=generator).to(reference.device)
+            rows = torch.randint(len(reference), (self.lasting_worth,), generator=generator).to(reference.device)
             found.append(self.to_reference(*moments(reference[rows])))
         return sum(distance for distance, _, _ in found) / BOOTSTRAPS, sum(by for *_, by in found) / BOOTSTRAPS
 
@@ -100,12 +103,18 @@ class RunningFrechetLoss(nn.Module):
         change = change.mean()
         return self.distance.float() + change - change.detach()
 
+    @property
+    def lasting_worth(self) -> int:
+        """The samples of a plain mean that varies as much as a running one over the window."""
+        return 2 * self.window
+
     @torch.no_grad()
     def update(self) -> None:
         """Takes the features that were seen last into the moments."""
         features = self.latest.double()
         self.seen += len(features)
         share = len(features) / min(self.seen.item(), self.window)
+        self.squared_weights.mul_((1 - share) ** 2).add_(share**2 / len(features))
         self.first_moment.lerp_(features.mean(dim=0), share)
         self.second_moment.lerp_(features.T @ features / len(features), share)
         if self.seen >= self.window:
@@ -118,7 +127,8 @@ class RunningFrechetLoss(nn.Module):
         if not covariance.isfinite().all():  # the loss is not finite either, and the training stops for that
             return
         distance, by_mean, by_covariance = self.to_reference(self.first_moment, covariance)
-        self.distance.copy_(distance - self.usual_distance)
+        fewer = self.lasting_worth * self.squared_weights
+        self.distance.copy_(distance - fewer * self.usual_distance)
         self.center.copy_(self.first_moment)
         self.by_mean.copy_(by_mean)
-        self.by_covariance.copy_(by_covariance - self.usual_by_covariance)
+        self.by_covariance.copy_(by_covariance - fewer * self.usual_by_covariance)

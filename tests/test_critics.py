@@ -12,7 +12,7 @@ from common.data import load_images, split_held_out
 from common.images import to_float
 from common.training_state import load_training_state
 
-SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8, "--precision", "fp32")
+SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 64, "--precision", "fp32")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def finish(network, image_folder, run_script, tmp_path, monkeypatch):
 
 
 def test_the_real_images_are_those_that_trained_the_teacher(finish, network, image_folder, tmp_path, monkeypatch):
-    """And not those that it never saw. The students' features are taken into the moments after each step."""
+    """And their mirror images; not those that it never saw. The students' features go into the moments."""
     references = []
     create = FrechetCritic.__init__
 
@@ -58,10 +58,10 @@ def test_the_real_images_are_those_that_trained_the_teacher(finish, network, ima
     assert finish("--critic-window", 48).status == 0
     training, _ = split_held_out(load_images("folder", image_folder), 0.25)
     with torch.no_grad():
-        features = network.summary(to_float(training.images))
+        features = network.summary(to_float(torch.cat([training.images, training.images.flip(-1)])))
     torch.testing.assert_close(references[0].mean, features.double().mean(0), rtol=1e-4, atol=1e-5)
     state = load_training_state(tmp_path / "finished" / "training_state.pt")["critic"]
-    assert state["running.seen"] == 12  # four fresh images in each of three steps
+    assert state["running.seen"] == 96  # 32 fresh images in each of three steps
 
 
 def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, make_teacher, tmp_path):
@@ -69,10 +69,11 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     for path in sorted(image_folder.iterdir())[:3]:
         (tmp_path / "fewer" / path.name).symlink_to(path)
     assert "are not those that trained" in finish("--data-dir", tmp_path / "fewer").error_line
-    assert "no checkpoint at" in finish("--feature-network", "nowhere").error_line
+    assert "no checkpoint at" in finish("--critic-window", 48, "--feature-network", "nowhere").error_line
     assert "must leave something" in finish("--critic-share", 1).error_line
-    assert "must leave something" in finish("--critic-share", 0.01).error_line
+    assert "must leave something" in finish("--critic-share", 0.001).error_line
     assert "must be 48 or more" in finish("--critic-window", 47).error_line
+    assert "after 96 images of fresh noise, and 3 steps make 96" in finish("--critic-window", 96).error_line
     assert "--feature-weight needs" in finish("--feature-weight", 0.5).error_line
     assert "is a teacher" in finish("--student", make_teacher()).error_line
     save_students(tmp_path / "elsewhere", make_teacher())
