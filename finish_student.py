@@ -30,7 +30,6 @@ from common.checkpoint import Checkpoint, initial_header, load_checkpoint, prepa
 from common.critics import CRITICS, RealImages, make_critic
 from common.distillation import Distillation, distillation_parser
 from common.errors import UserError
-from common.pairs import held_out_of
 from common.presets import FINISHING_RECIPE
 from common.sampling import GuidedVelocity
 from common.score_critic import ScoreCritic
@@ -87,11 +86,7 @@ def require_same_teaching(student: Checkpoint, run: Distillation) -> None:
     if student.header.get("teacher") != run.teacher.sha256:
         raise UserError(f"{student.path} is no student of {run.args.teacher}")
     run.pairs.require_student(student)
-    if held_out_of(student.header["num_pairs"]) != run.pairs.held_out_count:
-        raise UserError(
-            f"{student.path} learned from {student.header['num_pairs']:,} pairs, and perhaps from some that are held "
-            f"out now that {run.args.pairs} has {len(run.pairs):,}"
-        )
+    run.pairs.require_held_out_unseen(student.header, student.path)
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ Full    python generate_noise_dataset.py --num-pairs 100000
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -66,6 +67,12 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     teacher = command_line.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
+    if teacher.header["step"] < teacher.header["arguments"].get("steps", 0):
+        print(
+            f"warning: {args.teacher} is paused after {teacher.header['step']:,} of "
+            f"{teacher.header['arguments']['steps']:,} steps; once it goes on, it is not the teacher of these pairs",
+            file=sys.stderr,
+        )
     settings = command_line.sampling_settings(args, teacher, teacher.settings)
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
 

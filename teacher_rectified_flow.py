@@ -26,7 +26,7 @@ from common.previews import preview_grid
 from common.sampling import SamplingSettings
 from common.sources import ImageSource, PairSource
 from common.training import Trainer, step_generator
-from common.training_arguments import add_data_arguments, add_training_arguments
+from common.training_arguments import add_data_arguments, add_training_arguments, refuse_data_arguments
 from common.unet import UNet, UNetConfig
 
 PREVIEW_SETTINGS = SamplingSettings(solver="euler", num_steps=20)
@@ -80,6 +80,7 @@ def main() -> int:
 
     # Data
     if args.pairs:
+        refuse_data_arguments(args)
         pairs = PairSet(args.pairs, device)
         pairs.require_shape(config.image_shape)
         source = PairSource(pairs)
@@ -112,8 +113,8 @@ def main() -> int:
     def evaluate(network):
         """The same loss on held-out images, always at the same noise and times.
 
-        The times are uniform whatever the training's are, since sampling needs the velocity at all of them. It compares
-        runs with one distribution of training times: who trains at uniform times trains for this very loss.
+        The times are uniform whatever the training's are, since sampling needs the velocity at all of them. So it only
+        compares runs of one --time-distribution: a run at uniform times trains on exactly this loss.
         """
         generator = step_generator(args.seed, 0, device)
         losses = [

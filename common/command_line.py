@@ -180,7 +180,10 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
         if given.get("guidance_scale", 1) != 1:
             raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")
         base = replace(base, guidance_scale=1.0)
-    return replace(base, **given)
+    settings = replace(base, **given)
+    if settings.solver == "dopri5" and args.num_steps is not None:
+        raise UserError("dopri5 chooses its own steps: leave out --num-steps")
+    return settings
 
 
 def sampling_was_asked_for(args: argparse.Namespace) -> bool:

@@ -38,6 +38,8 @@ from common.training import Critic, Trainer
 from common.training_arguments import Recipe, add_training_arguments, check_training_arguments
 from common.unet import UNet
 
+USUAL_FEATURE_NETWORK = Path("checkpoints/feature_network/feature_network.safetensors")
+
 
 def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.ArgumentParser:
     """The parser of a stage that learns from a teacher's pairs, to which the stage adds its own arguments."""
@@ -56,8 +58,8 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
     group.add_argument(
         "--feature-network",
         type=Path,
-        default=Path("checkpoints/feature_network/feature_network.safetensors"),
-        help="checkpoint of feature_network.py, for --loss features and for a critic by features",
+        help=f"checkpoint of feature_network.py, for --loss features and for a critic by features (default: "
+        f"{USUAL_FEATURE_NETWORK})",
     )
     group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.2)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
@@ -125,10 +127,11 @@ class Distillation:
     def load_feature_network(self) -> Classifier:
         """The frozen network that helps to train the student, whose header then says so."""
         if self.feature_network is None:
-            self.feature_network, header, content = load_feature_network(self.args.feature_network, self.device)
+            path = self.args.feature_network or USUAL_FEATURE_NETWORK
+            self.feature_network, header, content = load_feature_network(path, self.device)
             size = self.feature_network.config.image_size
             if tuple(self.pairs.header["image_shape"]) != (3, size, size):
-                raise UserError(f"{self.args.feature_network} looks at images of {size} x {size}, which these are not")
+                raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
             self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
         return self.feature_network
 
@@ -149,6 +152,7 @@ class Distillation:
         student = UNet(config)
         if self.args.init:
             self.header |= load_initial_weights(student, self.args.init)
+            self.pairs.require_held_out_unseen(self.header["initial"], self.args.init)
             self.header["initial_flop"] = flop_beside(self.teacher, self.header["initial"])
         elif not self.args.student_network:
             student.load_state_dict(self.teacher.model.state_dict())
@@ -175,7 +179,12 @@ class Distillation:
         batch_loss: Callable[[UNet, int], Tensor],
         critic: Critic | None = None,
     ) -> int:
-        """Trains the student, which is one of its `stage`, run with `settings`. Returns the script's exit status."""
+        """Trains the student, which is one of its `stage`, run with `settings`. Returns the script's exit status.
+
+        Raises UserError for a feature network that no loss asks.
+        """
+        if self.args.feature_network and not self.feature_network:
+            raise UserError("--feature-network is for --loss features, and for a critic by features")
         header = {"stage": stage, **self.header}
         if settings.step_times:
             header["step_times"] = list(settings.step_times)

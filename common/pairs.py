@@ -169,6 +169,20 @@ class PairSet:
         if canonical_json(student.header.get("pairs")) != canonical_json(self.header):
             raise UserError(f"{student.path} did not learn from pairs like those in {self.folder}")
 
+    def require_held_out_unseen(self, student: dict, path: Path) -> None:
+        """Raises UserError for a student, by its header, that learned from fewer of these pairs: perhaps from some that
+        are held out now. So it is with all that it began as.
+        """
+        count = student.get("num_pairs")
+        same = canonical_json(student.get("pairs")) == canonical_json(self.header)
+        if same and held_out_of(count) != self.held_out_count:
+            raise UserError(
+                f"{path} learned from {count:,} pairs, and perhaps from some that are held out now that {self.folder} "
+                f"has {len(self):,}"
+            )
+        if "initial" in student:
+            self.require_held_out_unseen(student["initial"], path)
+
     def require_shape(self, image_shape: tuple[int, ...]) -> None:
         if tuple(self.header["image_shape"]) != tuple(image_shape):
             raise UserError(

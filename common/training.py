@@ -228,9 +228,14 @@ class Trainer:
         check_identity(state, self.identity, run)
         check_schedule(state, args, run)
         check_averages(state, self.averages, run)
+        beginning = state.get("beginning", {})
+        given, began = (header.get("initial", {}).get("sha256") for header in (self.header, beginning))
+        if given and given != began:
+            raise UserError(
+                f"the run in {run} began at other weights than these: leave out --init, or use another --out"
+            )
         self.model.load_state_dict(state["model"])
-        self.header = {name: value for name, value in self.header.items() if name not in BEGINNING}
-        self.header |= state.get("beginning", {})  # it is these weights that count now, whatever --init says
+        self.header |= beginning
         self.step = state["step"]
         self.meter.load_state_dict(state)
         if state["optimizer"] is None:

@@ -37,6 +37,8 @@ MAY_CHANGE_ON_RESUME = {
 """Arguments that may differ when a run goes on: the schedule, the averages and the network that comes of all arguments
 are checked by themselves, files by their content."""
 
+DATA_DEFAULTS = {"data": "cifar10", "data_dir": Path("data"), "crop": False, "val_fraction": 0.1}
+
 
 def recorded(args: argparse.Namespace) -> dict:
     """The arguments as JSON values, for the header of what the run makes."""
@@ -68,12 +70,21 @@ class Recipe:
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Which images to train on, and which of them not. Returns the group, to which a stage can add."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data", choices=DATA_SETS, default="cifar10", help="data set")
-    group.add_argument("--data-dir", type=Path, default=Path("data"), help="of CIFAR-10, or the image folder itself")
+    group.add_argument("--data", choices=DATA_SETS, help="data set")
+    group.add_argument("--data-dir", type=Path, help="of CIFAR-10, or the image folder itself")
     group.add_argument("--crop", action="store_true", help="crop an image folder's centres instead of resizing")
-    group.add_argument("--val-fraction", type=FRACTION, default=0.1, help="of each class, never trained on")
+    group.add_argument("--val-fraction", type=FRACTION, help="of each class, never trained on")
     group.add_argument("--no-flips", action="store_true", help="no horizontal mirroring")
+    parser.set_defaults(**DATA_DEFAULTS)
     return group
+
+
+def refuse_data_arguments(args: argparse.Namespace) -> None:
+    """Of a run on noise pairs, which then records no images. Raises UserError where images were asked for, too."""
+    for name, default in DATA_DEFAULTS.items():
+        if getattr(args, name) != default:
+            raise UserError(f"--{name.replace('_', '-')} is of images, and --pairs takes their place: leave one out")
+        setattr(args, name, None)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:

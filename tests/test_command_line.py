@@ -246,6 +246,9 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "hold 0 states of the trajectory"),
         (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 3, "--own-share", 0.5), "too small"),
         (("four_step_student.py", "--out", "s", *SHORT, "--own-gradient", "path"), "give an --own-share"),
+        (("distill_student.py", "--out", "s", *SHORT, "--feature-network", "x"), "--feature-network is for --loss"),
+        (("sample.py", MODELS[0], "--solver", "dopri5", "--num-steps", 9), "dopri5 chooses its own steps"),
+        (("teacher_rectified_flow.py", "--pairs", "noise_pairs", "--data", "shapes", *SHORT), "--data is of images"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
         (
             ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--val-fraction", 1),

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import SMALL_CONFIG, folder_contents
+from conftest import SMALL_CONFIG, folder_contents, save_model
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
@@ -145,6 +145,28 @@ def test_a_student_chooses_among_the_states(generate, tmp_path):
     generate("bare", "--trajectory-times")
     with pytest.raises(UserError, match=r"hold 0 states .* --trajectory-times"):
         PairSet(tmp_path / "bare", CPU).select_states(3)
+
+
+def test_pairs_of_a_paused_teacher_come_with_a_warning(generate, tmp_path):
+    arguments = {"label_dropout": 0.1, "steps": 9}
+    for step in (4, 9):
+        save_model(tmp_path / f"{step}.safetensors", "teacher", 0, arguments=arguments, step=step)
+        result = generate(f"of_{step}", teacher=tmp_path / f"{step}.safetensors", num_pairs=10)
+        assert result.status == 0 and ("is paused after 4 of 9 steps" in result.err) == (step == 4)
+
+
+def test_a_student_that_begins_as_one_of_fewer_pairs_is_refused(generate, run_script, make_teacher, tmp_path):
+    """What is held out of more pairs may have trained it, or what it began as itself."""
+    generate("fewer", num_pairs=20)
+    generate("more", num_pairs=40)
+    short = ("--teacher", make_teacher(), "--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 4)
+    init = ()
+    for name in ("first", "second"):
+        run = (*short, "--pairs", tmp_path / "fewer", "--out", tmp_path / name, *init)
+        assert run_script("distill_student.py", *run).status == 0
+        init = ("--init", tmp_path / name / "student.safetensors")
+        larger = (*short, "--pairs", tmp_path / "more", "--out", tmp_path / "larger", *init)
+        assert "learned from 20 pairs" in run_script("distill_student.py", *larger).error_line
 
 
 def test_a_student_cannot_make_pairs(generate, make_teacher, run_script, tmp_path):

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from conftest import folder_contents
+from conftest import folder_contents, save_model
 
+from common.checkpoint import load_header
 from common.files import save_tensor_file
 from common.presets import NETWORKS
 from common.training_state import STATE_FILE, load_training_state
@@ -50,6 +51,19 @@ def test_a_run_is_not_resumed_on_other_pairs(commands, make_teacher, run_script,
         run_script("generate_noise_dataset.py", *command)
         result = run_script(script, *arguments, *other, "--pairs", pairs, "--out", tmp_path / stage)
         assert "was made with another" in result.error_line
+
+
+def test_a_run_is_not_resumed_from_other_initial_weights(commands, run_script, tmp_path):
+    """But without them, since they may be lost by then."""
+    script, *arguments = commands["one_step"]
+    save_model(tmp_path / "first.safetensors", "one_step", 1, arguments={})
+    save_model(tmp_path / "second.safetensors", "one_step", 2, arguments={})
+    run = (script, *arguments, "--out", tmp_path / "run")
+    assert run_script(*run, "--init", tmp_path / "first.safetensors", "--max-minutes", 1e-5).status == 0
+    assert "began at other weights" in run_script(*run, "--init", tmp_path / "second.safetensors").error_line
+    first = load_header(tmp_path / "run" / "student.safetensors")["initial"]
+    assert run_script(*run).status == 0
+    assert load_header(tmp_path / "run" / "student.safetensors")["initial"] == first
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(commands, run_script, tmp_path):
