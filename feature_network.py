@@ -100,7 +100,7 @@ def main() -> int:
         """On the held-out images: cross-entropy, accuracy, and accuracy with the help of their mirror images."""
         loss, correct, correct_with_mirrored = 0.0, 0, 0
         for indices in torch.arange(len(held_out), device=device).split(CHUNK):
-            images, labels = held_out.batch(indices, torch.zeros(len(indices), dtype=torch.bool, device=device))
+            images, labels = held_out.batch(indices)
             images, answers = question(images, labels, indices % QUARTER_TURNS)
             logits = network(images)
             loss += F.cross_entropy(logits, answers, reduction="sum").item()

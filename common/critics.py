@@ -38,7 +38,7 @@ class RealImages:
             return
         images = teachers_images(args, teacher).to(pairs.device)
         self.count, self.labels = len(images), images.labels
-        self.gather = lambda indices: images.batch(*as_they_are(indices.to(pairs.device)))[0]
+        self.gather = lambda indices: images.batch(indices.to(pairs.device))[0]
 
     def draw_labels(self, count: int, num_classes: int, generator: torch.Generator) -> Tensor | None:
         """Labels (count,) with classes as frequent as among these images; None where there are no classes."""
@@ -47,11 +47,6 @@ class RealImages:
         if self.labels is None:  # the pairs' classes take turns
             return torch.randint(num_classes, (count,), generator=generator, device=generator.device)
         return self.labels[torch.randint(len(self.labels), (count,), generator=generator, device=generator.device)]
-
-
-def as_they_are(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """For `ImageData.batch`: these images (n,), and none of them mirrored."""
-    return indices, torch.zeros(len(indices), dtype=torch.bool, device=indices.device)
 
 
 def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:

@@ -52,9 +52,9 @@ class ImageData:
         digest.update(self.labels.cpu().numpy())
         return digest.hexdigest()
 
-    def batch(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, flips: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Float images (n, 3, H, W) in [-1, 1], channels-last, mirrored where `flips` (n,) is true, and labels (n,)."""
-        images = flip(self.images[indices], flips)
+        images = self.images[indices] if flips is None else flip(self.images[indices], flips)
         return to_float(images.contiguous(memory_format=torch.channels_last)), self.labels[indices]
 
 
@@ -180,14 +180,14 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
 def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:
     if not path.is_dir():
         raise UserError(f"there is no image folder at {path}")
+    path = path.resolve()  # the cache of a linked folder lies beside the folder itself
     try:
         folder = ImageFolder(path)
     except FileNotFoundError as error:
         reason = str(error).split(" Supported extensions")[0].rstrip(".")
         raise UserError(f"{path} is not an image folder with one sub-folder per class: {reason}") from None
 
-    # One cache for a folder and a size, beside the folder; it says which files it was made of, and is never stale.
-    path = path.resolve()
+    # One cache for a folder and a size, beside the folder; it says of which files it was made, by name, size and time.
     cache = path.parent / ".cache" / f"{path.name}-{image_size}{'-crop' * crop}.safetensors"
     fingerprint, labels = _fingerprint(path, folder), torch.tensor(folder.targets)
     images = _read_cache(cache, fingerprint)

@@ -39,7 +39,8 @@ class FeatureStore:
     """The features of image sets under one folder, which may be deleted at any time.
 
     A set's sub-folder is named by the hash of what its features are a function of: the content of the images, or the
-    model and how it is run, and the Inception weights. So what is found there is never stale.
+    model and how it is run, and the Inception weights. Of the code that drew them it is not: after a change that draws
+    other images, delete the folder.
     """
 
     def __init__(self, folder: Path, inception: Inception):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint
@@ -28,7 +29,6 @@ MODEL_KEYS = (
     *("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "seed", "classes"),
     *("batch_size", "device", "arithmetic", "training_flop", "images_seen", "guide_training_flop", "guide_parameters"),
 )
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 class ImageSet(Protocol):
@@ -169,7 +169,7 @@ class PictureFiles:
     @classmethod
     def below(cls, folder: Path) -> "PictureFiles":
         """Every picture in a folder and its sub-folders, in sorted order. Raises UserError where there is none."""
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
         if not files:
             raise UserError(f"there are no pictures in {folder}")
         return cls(files)

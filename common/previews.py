@@ -13,7 +13,7 @@ ROWS = 4
 
 
 def preview_grid(network: UNet, settings: SamplingSettings, precision: Precision) -> Image.Image:
-    """Forty samples of seed 0, one class to a column where the network has classes."""
+    """Forty samples of seed 0, the classes in turn: of ten classes each fills a column."""
     classes = range(network.config.num_classes)
     batches = draw_blocks(network, 0, 0, COLUMNS * ROWS, classes, settings, precision=precision)
     return image_grid(torch.cat([batch.images for batch in batches]), COLUMNS)

@@ -43,8 +43,7 @@ class ImageSource:
 
     def held_out_batches(self, generator: torch.Generator) -> Iterator[Batch]:
         for indices in torch.arange(len(self.held_out), device=self.device).split(CHUNK):
-            unflipped = torch.zeros(len(indices), dtype=torch.bool, device=self.device)
-            yield self._with_noise(*self.held_out.batch(indices, unflipped), generator)
+            yield self._with_noise(*self.held_out.batch(indices), generator)
 
     def _with_noise(self, image: Tensor, label: Tensor, generator: torch.Generator) -> Batch:
         noise = torch.randn(image.shape, generator=generator, device=self.device)

@@ -84,6 +84,15 @@ def test_the_cache_is_used_and_never_stale(tmp_path, monkeypatch):
     assert load_images("folder", tmp_path / "set").images.max() == 99
 
 
+def test_a_linked_folder_has_the_cache_of_the_folder_itself(tmp_path, monkeypatch):
+    write(tmp_path / "set", "a/one.png", Image.new("RGB", (32, 32), (10, 10, 10)))
+    load_images("folder", tmp_path / "set")
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "link").symlink_to(tmp_path / "set")
+    monkeypatch.setattr(data, "_decode", None)
+    assert load_images("folder", tmp_path / "elsewhere" / "deep" / "link").images.max() == 10
+
+
 def test_cifar10_without_a_network_says_which_file_to_put_where(tmp_path, monkeypatch):
     def no_network(*arguments, **options):
         raise OSError("Name or service not known")
