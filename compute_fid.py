@@ -22,8 +22,7 @@ import torch
 import torch_fidelity
 
 from common import command_line, metrics
-from common.checkpoint import code_version
-from common.device import Precision, choose_device, choose_precision, describe_machine
+from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
 from common.feature_store import Features, FeatureStore
 from common.files import write_bytes
@@ -43,8 +42,6 @@ from common.tables import text_table
 
 ENOUGH_SAMPLES = 10_000
 FIGURE = Path("samples/fid_sweep.png")
-CODE_VERSION = code_version()
-"""Of the code that runs, whatever is committed meanwhile."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,7 +99,7 @@ def main() -> None:
     for images, count in subjects:
         features = store.features(images, count)
         outcome = measure(features.values, features_of_reference, statistics_of_reference, inception, args.kid_only)
-        result = images.describe() | outcome | circumstances(count, features, reference, inception, precision)
+        result = images.describe() | outcome | circumstances(count, features, reference, inception)
         results.append(result)
         if args.output and not append_result(args.output, result):
             print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
@@ -213,9 +210,7 @@ def measure(
     return values
 
 
-def circumstances(
-    count: int, features: Features, reference: Reference, inception: Inception, precision: Precision
-) -> dict:
+def circumstances(count: int, features: Features, reference: Reference, inception: Inception) -> dict:
     """What it takes to repeat a result, beside what was measured."""
     return {
         "nfe": features.network_calls,
@@ -226,9 +221,9 @@ def circumstances(
         "inception_sha256": inception.sha256,
         "seconds": round(features.seconds, 1),
         "drawing_seconds": None if math.isnan(features.drawing_seconds) else round(features.drawing_seconds, 3),
-        "machine": describe_machine(precision.device),
+        "machine": " and ".join(sorted(features.machines)),
         "versions": {
-            "code": CODE_VERSION,
+            "code": " and ".join(sorted(features.code_versions)),
             "torch": torch.__version__,
             "torch_fidelity": torch_fidelity.__version__,
         },

@@ -13,6 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from common.checkpoint import code_version
+from common.device import describe_machine
 from common.files import atomic_write, canonical_json
 from common.image_sets import ImageSet
 from common.inception import FEATURE_COUNT, Inception
@@ -33,6 +35,10 @@ class Features:
     """Drawing or reading the images, and extracting, added up over the calls that it took."""
     drawing_seconds: float
     """Of these, those spent on the images; NaN where a part is from before they were counted apart."""
+    machines: set[str]
+    """On which they were made, one day or another."""
+    code_versions: set[str]
+    """By which."""
 
 
 class FeatureStore:
@@ -46,6 +52,7 @@ class FeatureStore:
     def __init__(self, folder: Path, inception: Inception):
         self.folder = folder
         self.inception = inception
+        self.machine, self.code_version = describe_machine(inception.device), code_version()
 
     def place(self, images: ImageSet) -> Path:
         """The sub-folder of a set."""
@@ -55,6 +62,7 @@ class FeatureStore:
         """The features of images 0 ... count - 1 of the set: those on disk, and the others extracted and stored."""
         values = torch.empty(count, FEATURE_COUNT)
         network_calls = seconds = drawing_seconds = 0.0
+        machines, code_versions = set(), set()
         reading = tqdm(total=count, desc=images.verb, unit="image", position=0)
         extracting = tqdm(total=count, desc="Inception features", unit="image", position=1)
         with reading, extracting:
@@ -73,7 +81,9 @@ class FeatureStore:
                 network_calls += part.network_calls * size
                 seconds += part.seconds
                 drawing_seconds += part.drawing_seconds
-        return Features(values, network_calls / count, seconds, drawing_seconds)
+                machines |= part.machines
+                code_versions |= part.code_versions
+        return Features(values, network_calls / count, seconds, drawing_seconds, machines, code_versions)
 
     def _extract(self, images: ImageSet, start: int, count: int, reading: tqdm, extracting: tqdm) -> Features:
         values, network_calls, extracting_seconds, begin = [], 0, 0.0, time.perf_counter()
@@ -87,7 +97,8 @@ class FeatureStore:
             extracting.update(len(batch))
             extracting_seconds += time.perf_counter() - drawn
         seconds = time.perf_counter() - begin
-        return Features(torch.cat(values), network_calls / count, seconds, seconds - extracting_seconds)
+        cost = (network_calls / count, seconds, seconds - extracting_seconds)
+        return Features(torch.cat(values), *cost, {self.machine}, {self.code_version})
 
     def _identity(self, images: ImageSet) -> str:
         return canonical_json({"images": images.identity, "inception": self.inception.sha256, "format": 1})
@@ -97,6 +108,7 @@ class FeatureStore:
         cost = {name: getattr(part, name) for name in names}
         with atomic_write(path) as temporary:
             metadata = {"identity": self._identity(images), "cost": canonical_json(cost)}
+            metadata |= {"machine": self.machine, "code_version": self.code_version}
             temporary.write_bytes(save({"features": part.values}, metadata=metadata))
 
     def _read(self, path: Path, images: ImageSet, count: int) -> Features | None:
@@ -111,4 +123,7 @@ class FeatureStore:
             return None
         cost, share = json.loads(metadata["cost"]), count / len(values)
         drawing_seconds = cost.get("drawing_seconds", math.nan)
-        return Features(values[:count], cost["network_calls"], cost["seconds"] * share, drawing_seconds * share)
+        cost = (cost["network_calls"], cost["seconds"] * share, drawing_seconds * share)
+        # Early parts do not say by whom they were made: here, as it was always said.
+        machine, code = metadata.get("machine", self.machine), metadata.get("code_version", self.code_version)
+        return Features(values[:count], *cost, {machine}, {code})

@@ -162,6 +162,15 @@ def test_features_of_changed_images_are_never_reused(image_folder, random_incept
     assert FeatureStore(tmp_path / "features", Inception(random_inception, CPU)).place(after) != store.place(after)
 
 
+def test_features_say_where_they_were_made_whoever_reads_them(image_folder, random_inception, tmp_path, monkeypatch):
+    images, inception = load_image_set(image_folder), Inception(random_inception, CPU)
+    monkeypatch.setattr("common.feature_store.PART_SIZE", 8)
+    for machine, count in (("first", 8), ("second", 16), ("third", 16)):
+        monkeypatch.setattr("common.feature_store.describe_machine", lambda device, machine=machine: machine)
+        features = FeatureStore(tmp_path / "features", inception).features(images, count)
+    assert features.machines == {"first", "second"} and len(features.code_versions) == 1
+
+
 def test_images_that_change_while_they_are_measured_are_refused(image_folder, random_inception, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(image_folder, folder)
