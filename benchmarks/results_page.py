@@ -68,9 +68,7 @@ def main() -> None:
         sections.append(guidance_section(tried))
     if opinions := read_results(ROOT / "docs" / "second_opinion.jsonl", NEEDED_OF_OPINIONS):
         sections.append(losses_section(results, opinions))
-    sections += [
-        f"## Not shipped: {group_title(group)}\n\n{results_table(group)}" for group in comparable_groups(earlier)
-    ]
+    sections += [earlier_section(group) for group in comparable_groups(earlier)]
     sections.append(published_section())
     write_text(out / PAGE, "\n\n".join(sections) + "\n")
     readme = (ROOT / README).read_text(encoding="utf-8")
@@ -119,25 +117,36 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
 
 def headline(current: Sequence[dict], files: dict[str, str]) -> str:
     """Each shipped model run in its best way, by the results of the most samples. `files`: by their hash."""
-    measured = [result for result in current if result["fid"] is not None and result["guide"] in (None, *files)]
-    group = max(comparable_groups(measured), key=lambda group: (group[0]["num_samples"], len(group)))
-    best = {result["stage"]: result for result in sorted(group, key=lambda result: result["fid"], reverse=True)}
-    rows = [
-        (
-            STAGE_NAMES[stage],
-            f"{result['nfe']:g}",
-            " + ".join(
-                f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}"
-                for sha256 in (result["checkpoint"], result["guide"])
-                if sha256
-            ),
-            f"{result['fid']:.2f}",
-            run_of(result) if stage == "teacher" else "",
-        )
-        for stage, result in sorted(best.items(), key=lambda item: STAGES.index(item[0]))
+    measured = [
+        result
+        for result in current
+        if result["fid"] is not None and result["classes"] is None and result["guide"] in (None, *files)
     ]
-    table = markdown_table(("model", "network calls", "MB", "FID", "run"), rows)
+    group = max(comparable_groups(measured), key=lambda group: (group[0]["num_samples"], len(group)))
+    best: dict[str, list[dict]] = {}
+    for results in sorted(by_seed(group), key=mean_fid, reverse=True):
+        best[results[0]["stage"]] = results
+    rows = []
+    for stage in sorted(best, key=STAGES.index):
+        result = best[stage][0]
+        hashes = [result["checkpoint"], *filter(None, [result["guide"]])]
+        sizes = " + ".join(f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}" for sha256 in hashes)
+        rows.append((STAGE_NAMES[stage], f"{result['nfe']:g}", sizes, f"{mean_fid(best[stage]):.2f}"))
+    table = markdown_table(("model", "network calls", "MB (+ guide)", "FID"), rows)
     return f"\n{table}\n\nFID: {group_title(group)}, on {machines_of(group)}. [All results]({PAGE}).\n"
+
+
+def by_seed(group: Sequence[dict]) -> list[list[dict]]:
+    """The FIDs of each model run in each way: a list for all sampling seeds."""
+    ways: dict[tuple, list[dict]] = {}
+    for result in group:
+        if result["fid"] is not None:
+            ways.setdefault((result["checkpoint"], result["guide"], run_of(result)), []).append(result)
+    return list(ways.values())
+
+
+def mean_fid(results: Sequence[dict]) -> float:
+    return fmean(result["fid"] for result in results)
 
 
 def group_section(group: Sequence[dict], files: dict[str, str]) -> str:
@@ -149,18 +158,19 @@ def group_section(group: Sequence[dict], files: dict[str, str]) -> str:
     return "\n\n".join([*paragraphs, f"```bash\n{commands}\n```"])
 
 
+def earlier_section(group: Sequence[dict]) -> str:
+    return f"## Not shipped: {group_title(group)}\n\n{results_table(group)}\n\nMeasured on: {machines_of(group)}."
+
+
 def spread_over_seeds(group: Sequence[dict]) -> list[str]:
     """A paragraph on the FIDs of what was measured by several sampling seeds, if anything was."""
-    by_model: dict[tuple, list[dict]] = {}
-    for result in group:
-        if result["fid"] is not None:
-            by_model.setdefault((result["checkpoint"], result["guide"], run_of(result)), []).append(result)
     lines = []
-    for results in by_model.values():
+    for results in by_seed(group):
         if len(results) > 1:
-            first, fids = results[0], [result["fid"] for result in results]
+            first, spread = results[0], stdev(result["fid"] for result in results)
             name = f"{name_of(first)}, {run_of(first)}" if first["stage"] == "teacher" else name_of(first)
-            lines.append(f"- {name}: {fmean(fids):.2f}, standard deviation {stdev(fids):.2f} of {len(fids)} seeds")
+            mean = f"{mean_fid(results):.2f}"
+            lines.append(f"- {name}: {mean}, standard deviation {spread:.2f} of {len(results)} seeds")
     return ["FID, mean over sampling seeds:\n\n" + "\n".join(lines)] if lines else []
 
 
@@ -211,7 +221,8 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
         if curves:
             group = max(curves, key=len)
             write_bytes(out / FIGURES[axis], fid_curve(group, axis))
-            sections.append(f"## {title}\n\n![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})")
+            picture = f"![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})"
+            sections.append(f"## {title}\n\n{picture}\n\nMeasured on: {machines_of(group)}.")
     return sections
 
 
