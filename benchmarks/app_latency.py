@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.app_server import CHROMIUM, serve
+from benchmarks.app_server import chromium, serve
 from common.command_line import COUNT, bounded, run
 from common.device import choose_device, choose_precision, describe_machine
 from common.errors import UserError
@@ -49,16 +49,10 @@ def main() -> None:
     args = parse_args()
     if args.requests <= args.clicks:
         raise UserError("--requests must be more than --clicks")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise UserError("this needs Playwright: pip install -r requirements-dev.txt") from None
-    if CHROMIUM is None:
-        raise UserError("this needs a Chromium, such as Debian's package chromium")
 
     waited, networks, memory = [], [], {}
-    with serve(args.models.resolve()) as (address, server), sync_playwright() as session:
-        page = session.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+    with serve(args.models.resolve()) as (address, server), chromium() as browser:
+        page = browser.new_page()
         page.goto(address)
         page.get_by_text("How the teacher is run").click()
         page.get_by_label("Steps", exact=True).fill("1")

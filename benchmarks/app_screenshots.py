@@ -9,9 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.app_server import CHROMIUM, serve
+from benchmarks.app_server import chromium, serve
 from common.command_line import run
-from common.errors import UserError
 from common.files import write_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -34,14 +33,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise UserError("this needs Playwright: pip install -r requirements-dev.txt") from None
-    if CHROMIUM is None:
-        raise UserError("this needs a Chromium, such as Debian's package chromium")
-    with serve(args.models.resolve()) as (address, _), sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with serve(args.models.resolve()) as (address, _), chromium() as browser:
         for name, (title, width, scheme, last) in SHOTS.items():
             page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
             page.set_default_timeout(120_000)

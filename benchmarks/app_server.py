@@ -9,6 +9,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 """The system's Chromium, or None."""
@@ -34,6 +40,21 @@ def serve(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    """A headless Chromium, driven by Playwright. Raises UserError where one of them is missing."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise UserError("this needs Playwright: pip install -r requirements-dev.txt") from None
+    if CHROMIUM is None:
+        raise UserError("this needs a Chromium, such as Debian's package chromium")
+    with sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def _answers(address: str) -> bool:

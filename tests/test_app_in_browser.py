@@ -11,12 +11,12 @@ from conftest import app_precision, write_models
 from PIL import Image
 
 from app_pages.pictures import SHOWN_WIDTH
-from benchmarks.app_server import CHROMIUM, serve
+from benchmarks.app_server import CHROMIUM, chromium, serve
 from common.checkpoint import load_checkpoint
 from common.images import image_grid
 from common.sampling import draw_blocks
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -r requirements-dev.txt")
+pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -r requirements-dev.txt")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, such as Debian's package chromium")
 PATIENCE = 60_000
 """Milliseconds to wait for what must come."""
@@ -45,8 +45,7 @@ def open_page(address, **context):
 def open_pages(address, count: int, **context):
     """Pages of as many visitors, in one browser, loading."""
     problems = []
-    with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         visitors = browser.new_context(**context)  # one for all: the browser keeps Streamlit's scripts
         pages = [visitors.new_page() for _ in range(count)]
         for page in pages:
@@ -55,7 +54,6 @@ def open_pages(address, count: int, **context):
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.goto(address)
         yield pages
-        browser.close()
     assert not problems
 
 
