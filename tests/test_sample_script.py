@@ -55,8 +55,8 @@ def test_every_solver_samples_an_unconditional_model(solver, make_teacher, run_s
 
     teacher = make_teacher(config=replace(SMALL_CONFIG, num_classes=0))
     out = tmp_path / "samples.npz"
-    arguments = (teacher, "--num-images", 2, "--solver", solver, "--num-steps", 2, "--out", out)
-    assert run_script("sample.py", *arguments).status == 0
+    steps = () if solver == "dopri5" else ("--num-steps", 2)
+    assert run_script("sample.py", teacher, "--num-images", 2, "--solver", solver, *steps, "--out", out).status == 0
     assert np.load(out)["labels"].tolist() == [-1, -1]
 
 
