@@ -189,7 +189,7 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     axes.margins(x=0.1, y=0.12)
     axes.grid(alpha=0.3, axis="y", which="both")
     axes.grid(alpha=0.3, axis="x")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)  # where it covers no point
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
