@@ -10,7 +10,6 @@ from common.checkpoint import load_checkpoint
 from common.distances import mean_squared, variance_around_class_mean
 from common.noise import sample_noise
 from common.sampling import SamplingSettings, balanced_labels, draw
-from common.training_state import COMPACT_FILE, load_training_state
 from common.unet import count_values
 
 PRETRAINED = ROOT / "checkpoints" / "pretrained"
@@ -44,21 +43,3 @@ def test_the_students_are_those_of_the_teacher_and_close_to_it():
         assert error < teachers_error
         assert error < 0.2 * variance
     assert torch.isfinite(images).all()
-
-
-def test_what_is_kept_of_the_unfinished_teacher_is_of_one_run():
-    """Its branch is a teacher of the shipped one's network and images, and the trunk's weights fit it."""
-    folder = ROOT / "checkpoints" / "unfinished"
-    branch, shipped = load_checkpoint(folder / "teacher_1e16.safetensors"), load_checkpoint(PRETRAINED / NAMES[0])
-    assert branch.model.config == shipped.model.config
-    trunk = load_training_state(folder / COMPACT_FILE)
-    for name in ("images_sha256", "class_names"):
-        assert branch.header[name] == shipped.header[name] == trunk["identity"][name]
-    assert trunk["identity"]["network"] == branch.model.config.to_dict()
-    decay_steps = branch.header["arguments"]["decay_steps"]
-    assert trunk["step"] >= branch.header["step"] - decay_steps > 0  # the branch left it where its decay began
-    branch.model.load_state_dict(trunk["model"], strict=True)
-
-    guide = load_checkpoint(folder / "guide_1e16.safetensors")
-    assert guide.header["images_sha256"] == branch.header["images_sha256"]
-    assert branch.guided_by(guide).guide_model is guide.model

@@ -1,5 +1,6 @@
 """Every command in the README runs, and its file tree is the folder's."""
 
+import argparse
 import os
 import re
 import runpy
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import SCRIPTS, Checkpoint, load_checkpoint
 from common.presets import network_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -116,31 +117,28 @@ def test_every_step_of_the_demo_runs(run_script, tmp_path, monkeypatch):
 def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkeypatch):
     folder = ROOT / "checkpoints" / "pretrained"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    files = {
-        "teacher_rectified_flow.py": "teacher",
-        "distill_student.py": "student",
-        "four_step_student.py": "four_step",
-    }
-    seen = set()
+    commands = []
     for block in re.findall(r"```bash\n(.*?)```", card, flags=re.DOTALL):
         for _, script, *arguments in split_commands(block):
             monkeypatch.setattr(sys, "argv", [script, *arguments])
-            args = runpy.run_path(str(ROOT / script))["parse_args"]()
-            if script not in files:
-                continue
-            checkpoint = load_checkpoint(folder / f"{files[script]}.safetensors")
-            for name, value in vars(args).items():
-                # (What --preset and --network chose is compared by the other names, and below.)
-                if name in checkpoint.header["arguments"].keys() - {"preset", "network"} and not isinstance(
-                    value, Path
-                ):
-                    assert checkpoint.header["arguments"][name] == value, (script, name)
-            assert checkpoint.header["step"] == args.steps
-            if script == "teacher_rectified_flow.py":
-                network = replace(network_of(args.preset, args.network), num_classes=10)
-                assert checkpoint.model.config == network
-            seen.add(script)
-    assert seen == files.keys()
+            commands.append((script, runpy.run_path(str(ROOT / script))["parse_args"]()))
+    for path in folder.glob("*.safetensors"):
+        checkpoint = load_checkpoint(path)
+        script = SCRIPTS[checkpoint.stage]
+        assert any(script == name and made_by(checkpoint, args) for name, args in commands), path.name
+
+
+def made_by(checkpoint: Checkpoint, args: argparse.Namespace) -> bool:
+    """Whether these arguments, but for paths, are those that a checkpoint says it was trained with."""
+    said = checkpoint.header["arguments"]
+    # What --preset and --network chose is compared by the other arguments, and by the network.
+    given = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
+    names = given.keys() & said.keys() - {"preset", "network", "feature_network"}
+    if any(said[name] != given[name] for name in names) or checkpoint.header["step"] != args.steps:
+        return False
+    if checkpoint.stage != "teacher":
+        return True
+    return checkpoint.model.config == replace(network_of(args.preset, args.network), num_classes=10)
 
 
 def test_commands_that_want_a_gpu_parse(monkeypatch):
@@ -162,7 +160,7 @@ def test_the_file_tree_is_that_of_the_folder():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     folders = {name.split("/")[0] for name in tracked if "/" in name} - {".ci", ".streamlit", "checkpoints"}
     files = {name for name in tracked if "/" not in name} - {"README.md", ".gitignore"}
-    assert top == files | folders | {"checkpoints/pretrained", "checkpoints/unfinished"}
+    assert top == files | folders | {"checkpoints/pretrained"}
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
