@@ -76,6 +76,9 @@ STUDENTS = {
     "four steps, features": Variant("four_step", FEATURES),
     "four steps, from where the flow curves": Variant("four_step", {"--step-times": [0.187, 0.457, 0.813]}),
     "four steps, the teacher's states": Variant("four_step", {"--own-share": 0}),
+    "four steps, the teacher's states, pseudo-Huber": Variant(
+        "four_step", {"--own-share": 0, "--loss": "pseudo-huber"}
+    ),
     "four steps, its own states": Variant("four_step", {"--own-share": 1}),
     "four steps, its own states, end to end": Variant("four_step", END_TO_END),
 }
