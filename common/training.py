@@ -34,6 +34,7 @@ from common.training_state import (
     COMPACT_FILE,
     STATE_FILE,
     check_averages,
+    check_beginning,
     check_identity,
     check_schedule,
     compact,
@@ -228,14 +229,9 @@ class Trainer:
         check_identity(state, self.identity, run)
         check_schedule(state, args, run)
         check_averages(state, self.averages, run)
-        beginning = state.get("beginning", {})
-        given, began = (header.get("initial", {}).get("sha256") for header in (self.header, beginning))
-        if given and given != began:
-            raise UserError(
-                f"the run in {run} began at other weights than these: leave out --init, or use another --out"
-            )
+        check_beginning(state, self.header, run)
         self.model.load_state_dict(state["model"])
-        self.header |= beginning
+        self.header |= state.get("beginning", {})
         self.step = state["step"]
         self.meter.load_state_dict(state)
         if state["optimizer"] is None:

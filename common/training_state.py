@@ -57,6 +57,13 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
             raise UserError(f"the run in {run} was made with another {name.replace('_', ' ')}: use another --out")
 
 
+def check_beginning(state: dict, header: dict, run: Path) -> None:
+    """A run that began at the weights of a file goes on without it, but not with another: raises UserError."""
+    given, began = (origin.get("initial", {}).get("sha256") for origin in (header, state.get("beginning", {})))
+    if given and given != began:
+        raise UserError(f"the run in {run} began at other weights: leave out --init, or use another --out")
+
+
 def check_averages(state: dict, decays: Collection[float], run: Path) -> None:
     """A run can go on with some of its averages, but not with one that it has not kept: raises UserError.
 
