@@ -1,5 +1,6 @@
 """Files that are never half written."""
 
+import fcntl
 import glob
 import hashlib
 import io
@@ -56,6 +57,24 @@ def process_exists(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def folder_to_oneself(folder: str | Path, wait: bool = False) -> Iterator[None]:
+    """Keeps every other process that asks for the same out of a folder, which is made where it is missing.
+
+    Raises UserError where another one is in there, or waits until it has left. A process that is killed has left.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"another process is at work in {folder}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import canonical_json, write_text
+from common.files import canonical_json, folder_to_oneself, write_text
 from common.sampling import SamplingSettings
 
 STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
@@ -48,13 +48,14 @@ def read_results(path: Path, needed: Set[str] = NEEDED) -> list[dict]:
 
 def append_result(path: Path, result: dict, needed: Set[str] = NEEDED) -> bool:
     """Adds a line, atomically; returns False where the same measurement with the same outcome is there already."""
-    known = {_measurement(other) for other in read_results(path, needed)}
-    if _measurement(result) in known:
-        return False
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):  # an editor took the last newline away
-        text += "\n"
-    write_text(path, text + json.dumps(result) + "\n")
+    with folder_to_oneself(path.parent, wait=True):
+        known = {_measurement(other) for other in read_results(path, needed)}
+        if _measurement(result) in known:
+            return False
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if text and not text.endswith("\n"):  # an editor took the last newline away
+            text += "\n"
+        write_text(path, text + json.dumps(result) + "\n")
     return True
 
 

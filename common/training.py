@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.checkpoint import code_version, save_checkpoint
 from common.device import Precision
 from common.errors import UserError
-from common.files import save_tensor_file
+from common.files import folder_to_oneself, save_tensor_file
 from common.images import save_picture
 from common.noise import derive_seed
 from common.optimisation import ema_update, learning_rate_factor, make_optimizer
@@ -98,7 +98,6 @@ class Trainer:
         self.averages = {decay: self._average(decay) for decay in (args.ema_decay, *args.more_ema_decays)}
         self.optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay)
         self.flop_per_step = self._count_flop()
-        self._resume()
         self.network = torch.compile(model) if args.compile else model
 
     @property
@@ -116,7 +115,15 @@ class Trainer:
         return average
 
     def train(self) -> int:
-        """Trains until the last step, the time limit or a signal. Returns the script's exit status."""
+        """Goes on from where the run was, until the last step, the time limit or a signal.
+
+        Returns the script's exit status. Raises UserError where the run cannot go on, or another process trains it.
+        """
+        with folder_to_oneself(self.args.out):
+            self._resume()
+            return self._train()
+
+    def _train(self) -> int:
         args = self.args
         if self.step == args.steps:
             if not self.weights_path.is_file():

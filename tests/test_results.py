@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -72,6 +73,13 @@ def test_lines_are_appended_and_none_is_written_twice(tmp_path):
     assert append_result(path, result(seed=1))
     assert path.read_text().startswith(before)
     assert [line["seed"] for line in read_results(path)] == [0, 1]
+
+
+def test_lines_that_come_at_once_are_all_kept(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(lambda seed: append_result(path, result(seed=seed)), range(40)))
+    assert {line["seed"] for line in read_results(path)} == set(range(40))
 
 
 def test_a_file_without_its_last_newline_loses_nothing(tmp_path):

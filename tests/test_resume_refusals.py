@@ -5,7 +5,7 @@ from dataclasses import replace
 from conftest import folder_contents, save_model
 
 from common.checkpoint import load_header
-from common.files import save_tensor_file
+from common.files import folder_to_oneself, save_tensor_file
 from common.presets import NETWORKS
 from common.training_state import STATE_FILE, load_training_state
 
@@ -17,6 +17,17 @@ def test_a_state_that_an_earlier_version_identified_by_more_still_goes_on(comman
     state["identity"]["arguments"]["of_old"] = 1
     save_tensor_file(tmp_path / STATE_FILE, state)
     assert run_script(script, *arguments, "--out", tmp_path).status == 0
+
+
+def test_a_run_that_another_process_trains_is_left_alone(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
+    before = folder_contents(tmp_path / "run")
+    with folder_to_oneself(tmp_path / "run"):
+        result = run_script(script, *arguments, "--out", tmp_path / "run")
+    assert "another process is at work in" in result.error_line
+    assert folder_contents(tmp_path / "run") == before
+    assert run_script(script, *arguments, "--out", tmp_path / "run").status == 0
 
 
 def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_path):
