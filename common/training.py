@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from common.checkpoint import code_version, save_checkpoint
+from common.checkpoint import code_version, load_header, save_checkpoint
 from common.device import Precision
 from common.errors import UserError
 from common.files import folder_to_oneself, save_tensor_file
@@ -126,7 +126,7 @@ class Trainer:
     def _train(self) -> int:
         args = self.args
         if self.step == args.steps:
-            if not self.weights_path.is_file():
+            if not self.weights_path.is_file() or load_header(self.weights_path).get("ema_decay") != args.ema_decay:
                 self._save_weights()
             print(f"{args.out} is finished: {self.step:,} steps")
             return 0
@@ -147,14 +147,14 @@ class Trainer:
                 bar.update()
                 finished = self.step == args.steps
                 if self.step % args.log_every == 0 or finished:
-                    self._look()
+                    self._require_finite()
                     metrics = self.meter.take_window(args.batch_size)
                     bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s")
                     log.add(self.step, **metrics, **self._progress())
                 if self.step % args.evaluate_every == 0 or finished:
                     log.add(self.step, **self._evaluate(), **self._progress())
                 if self.step in self.snapshot_steps:
-                    self._look()
+                    self._require_finite()
                     self._save_weights(args.out / "snapshots" / f"step_{self.step:07d}.safetensors")
                 if time.monotonic() - last_save > 60 * args.save_minutes:
                     self._save()
@@ -187,7 +187,7 @@ class Trainer:
             average.update_parameters(self.model)
         return torch.stack([loss.detach(), norm])
 
-    def _look(self) -> None:
+    def _require_finite(self) -> None:
         """Raises UserError where the loss or the gradient of a step is not finite; no such step has been saved."""
         steps_ago = self.meter.look()
         if steps_ago:
@@ -197,7 +197,7 @@ class Trainer:
             )
 
     def _evaluate(self) -> dict[str, float]:
-        self._look()
+        self._require_finite()
         metrics = {}
         with torch.no_grad(), self.precision.autocast():
             for decay, average in self.averages.items():
@@ -260,7 +260,7 @@ class Trainer:
 
     def _save(self, and_compact: bool = False) -> None:
         """Writes the EMA weights and the training state, once the steps that they hold are known to be finite."""
-        self._look()
+        self._require_finite()
         # The state comes last: a run that is finished by its state has its weights.
         self._save_weights()
         state = {

@@ -205,3 +205,16 @@ def test_a_run_goes_on_with_some_of_its_averages(commands, run_script, tmp_path)
     assert "averages with --ema-decay 0.9, 0.5, and none with 0.7" in other.error_line
     assert run_script(script, *arguments, "--ema-decay", 0.5, "--more-ema-decays").status == 0
     assert load_checkpoint(tmp_path / "run" / "teacher.safetensors").header["ema_decay"] == 0.5
+
+
+def test_a_finished_run_gives_the_average_that_it_is_asked_for(commands, run_script, tmp_path):
+    script, *arguments = commands["muon"]
+    arguments = [*arguments, "--out", tmp_path / "run"]
+    assert run_script(script, *arguments).status == 0
+    chosen, other = tmp_path / "run" / "teacher.safetensors", tmp_path / "run" / "teacher_ema_0.5.safetensors"
+    weights = load_checkpoint(other).model.state_dict()
+    assert load_checkpoint(chosen).header["ema_decay"] == 0.9
+    assert run_script(script, *arguments, "--ema-decay", 0.5, "--more-ema-decays").status == 0
+    checkpoint = load_checkpoint(chosen)
+    assert checkpoint.header["ema_decay"] == 0.5
+    assert all(torch.equal(weights[name], value) for name, value in checkpoint.model.state_dict().items())
