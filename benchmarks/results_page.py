@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
 from benchmarks.losses_section import losses_section
+from benchmarks.search_page import CHOOSING_SEED
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import run
+from common.errors import UserError
 from common.files import write_bytes, write_text
 from common.reference import CIFAR10_NAMES
 from common.results import (
@@ -109,20 +111,27 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     ]
     header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP", "training examples")
     notes = (
-        "Training FLOP are the model's own: a student's come on top of its teacher's, and of the pairs'. Of a\n"
-        "four-step student each network call counts as an example: on its own way from noise an image takes four."
+        "Training FLOP are the model's own: a student's come on top of its teacher's, and of the pairs'. Where it\n"
+        "began as another student, that one's FLOP are among them, its examples are not. Of a four-step student\n"
+        "each network call counts as an example: on its own way from noise an image takes four."
     )
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 
 
 def headline(current: Sequence[dict], files: dict[str, str]) -> str:
-    """Each shipped model run in its best way, by the results of the most samples. `files`: by their hash."""
+    """Each shipped model run in its best way, by the results of the most samples that there are of all of them.
+
+    `files`: by their hash. Raises UserError where no results compare all of them.
+    """
     measured = [
         result
         for result in current
         if result["fid"] is not None and result["classes"] is None and result["guide"] in (None, *files)
     ]
-    group = max(comparable_groups(measured), key=lambda group: (group[0]["num_samples"], len(group)))
+    groups = [group for group in comparable_groups(measured) if {result["stage"] for result in group} == set(STAGES)]
+    if not groups:
+        raise UserError("no results compare all of the shipped models: measure each by one number of samples")
+    group = max(groups, key=lambda group: (group[0]["num_samples"], len(group)))
     best: dict[str, list[dict]] = {}
     for results in sorted(by_seed(group), key=mean_fid, reverse=True):
         best[results[0]["stage"]] = results
@@ -133,7 +142,9 @@ def headline(current: Sequence[dict], files: dict[str, str]) -> str:
         sizes = " + ".join(f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}" for sha256 in hashes)
         rows.append((STAGE_NAMES[stage], f"{result['nfe']:g}", sizes, f"{mean_fid(best[stage]):.2f}"))
     table = markdown_table(("model", "network calls", "MB (+ guide)", "FID"), rows)
-    return f"\n{table}\n\nFID: {group_title(group)}, on {machines_of(group)}. [All results]({PAGE}).\n"
+    seeds = {result["seed"] for results in best.values() for result in results}
+    chosen = ", by the sampling seed that also chose the settings" if seeds == {CHOOSING_SEED} else ""
+    return f"\n{table}\n\nFID: {group_title(group)}{chosen}, on {machines_of(group)}. [All results]({PAGE}).\n"
 
 
 def by_seed(group: Sequence[dict]) -> list[list[dict]]:
@@ -141,7 +152,8 @@ def by_seed(group: Sequence[dict]) -> list[list[dict]]:
     ways: dict[tuple, list[dict]] = {}
     for result in group:
         if result["fid"] is not None:
-            ways.setdefault((result["checkpoint"], result["guide"], run_of(result)), []).append(result)
+            how = (run_of(result), result["arithmetic"], result["batch_size"])
+            ways.setdefault((result["checkpoint"], result["guide"], *how), []).append(result)
     return list(ways.values())
 
 

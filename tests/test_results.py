@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.guidance_section import guidance_section
 from benchmarks.losses_section import HEADER as LOSSES_HEADER
 from benchmarks.losses_section import losses_section
-from benchmarks.results_page import options_of, spread_over_seeds
+from benchmarks.results_page import headline, options_of, spread_over_seeds
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
 from common.results import (
@@ -190,8 +190,25 @@ def test_a_command_on_the_page_names_the_shipped_guide_and_what_kind_of_referenc
     assert "--guide " not in plain and '--reference FOLDER --reference-name "JPEG CIFAR-10"' in plain
 
 
+def test_the_readme_compares_all_of_the_shipped_models_and_says_which_seed_chose():
+    stages = {"teacher": 10.0, "four_step": 12.0, "one_step": 14.0}
+    files = {letter * 64: "checkpoints/pretrained/teacher.safetensors" for letter in "abc"}
+    chosen = [
+        result(stage=stage, fid=fid, checkpoint=letter * 64, seed=1000, num_samples=5000)
+        for (stage, fid), letter in zip(stages.items(), "abc", strict=True)
+    ]
+    alone = result(fid=7.0, num_samples=50_000)  # of more samples, but of the teacher only
+    text = headline([*chosen, alone], files)
+    assert all(f"| {fid:.2f} |" in text for fid in stages.values()) and "7.00" not in text
+    assert "5,000 samples against JPEG CIFAR-10 (50,000 images), by the sampling seed that also chose" in text
+    assert "also chose" not in headline([*chosen, *(line | {"seed": 5} for line in chosen)], files)
+    with pytest.raises(UserError, match="no results compare all of the shipped models"):
+        headline([alone], files)
+
+
 def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
     group = [result(fid=10.0, seed=1), result(fid=12.0, seed=2), result(fid=50.0, num_steps=2, seed=1)]
+    group += [result(fid=12.5, seed=2, arithmetic="bf16")]  # the same seed, and no third one
     group += [result(fid=None, seed=3), result(fid=9.0, seed=1, checkpoint="f" * 64, stage="one_step")]
     (paragraph,) = spread_over_seeds(group)
     expected = "- teacher, euler 4, guidance 2 for t in [0.1, 0.8]: 11.00, standard deviation 1.41 of 2 seeds"
