@@ -1,0 +1,30 @@
+"""A search that is stopped stops what it runs, which saves first."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+
+SEARCH = """
+from benchmarks.stage_scripts import run_script
+from common.command_line import run
+
+run(lambda: run_script({command!r}))
+"""
+
+
+def test_who_stops_a_search_stops_the_script_and_loses_nothing(image_folder, tmp_path):
+    out = tmp_path / "run"
+    images = ("--data", "folder", "--data-dir", str(image_folder), "--log-every", "1")
+    command = ["teacher_rectified_flow.py", "--preset", "tiny", *images, "--out", str(out)]
+    search = subprocess.Popen([sys.executable, "-c", SEARCH.format(command=command)], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text():
+        assert search.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not (out / "training_state.pt").exists()
+    search.send_signal(signal.SIGTERM)
+    assert search.wait(timeout=60) == 128 + signal.SIGTERM
+    assert (out / "training_state.pt").is_file()
