@@ -49,12 +49,18 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:  # torch has a class of its own only for accelerators' memory
+        if isinstance(error, RuntimeError) and not is_lack_of_memory(error):
+            raise
         print("error: not enough memory: try a smaller --batch-size", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def is_lack_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _exit_when_terminated(signal_number: int, frame) -> NoReturn:

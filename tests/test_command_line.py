@@ -11,6 +11,7 @@ from conftest import ROOT, folder_contents
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
+from common.command_line import run
 from common.pairs import PairSet
 from common.sampling import draw
 
@@ -295,3 +296,16 @@ def test_a_compiled_network_learns_the_same(run_script, image_folder, tmp_path):
     eager, compiled = (load_checkpoint(tmp_path / name / "teacher.safetensors") for name in ("eager", "compiled"))
     for name, value in eager.model.state_dict().items():
         torch.testing.assert_close(compiled.model.state_dict()[name], value, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_lack_of_memory_is_one_line(error, capsys):
+    def fail():
+        raise error
+
+    for main in (fail, lambda: torch.empty(10**15)):  # the CPU's allocator has no exception of its own
+        with pytest.raises(SystemExit):
+            run(main)
+        assert capsys.readouterr().err == "error: not enough memory: try a smaller --batch-size\n"
+    with pytest.raises(RuntimeError, match="inconsistent"):
+        run(lambda: torch.zeros(2) @ torch.zeros(3))
