@@ -1,20 +1,22 @@
 """Model checkpoints: one `.safetensors` file with the fp32 weights, and in its header everything that explains them."""
 
+import hashlib
+import io
 import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from common import __version__
 from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
-from common.files import atomic_write, canonical_json, read_tensor_file, sha256
+from common.files import atomic_write, canonical_json, read_tensor_file
 from common.sampling import TEACHER_SETTINGS, SamplingSettings
 from common.unet import UNet, UNetConfig
 
@@ -115,28 +117,32 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
 
     Raises UserError for a file that is missing, damaged, or not one of this project's checkpoints.
     """
-    header = load_header(path)
+    content, header = _read(path)
     if header["stage"] == FEATURE_NETWORK:
         raise UserError(f"{path} is a feature network: it looks at images, and makes none")
-    model = _rebuild(path, lambda config: UNet(UNetConfig(**config)), header)
+    model = _rebuild(path, content, lambda config: UNet(UNetConfig(**config)), header)
     if not _is_consistent(header, model.config) or not _has_step_times(header):
         raise UserError(f"the header of {path} is incomplete, or contradicts itself")
-    content = read_tensor_file(path, "checkpoint", sha256)
-    return Checkpoint(prepare(model, device).eval(), header, Path(path), content)
+    return Checkpoint(prepare(model, device).eval(), header, Path(path), hashlib.sha256(content).hexdigest())
 
 
 def load_feature_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[Classifier, dict, str]:
     """The network, rebuilt as by `load_checkpoint` and frozen, its header, and the SHA-256 of the file."""
-    header = load_header(path)
+    content, header = _read(path)
     if header["stage"] != FEATURE_NETWORK:
         raise UserError(f"{path} is no feature network: feature_network.py trains one")
-    model = _rebuild(path, lambda config: Classifier(ClassifierConfig(**config)), header)
-    content = read_tensor_file(path, "checkpoint", sha256)
-    return prepare(model, device).eval().requires_grad_(False), header, content
+    model = _rebuild(path, content, lambda config: Classifier(ClassifierConfig(**config)), header)
+    return prepare(model, device).eval().requires_grad_(False), header, hashlib.sha256(content).hexdigest()
 
 
-def _rebuild(path: str | Path, network_of: Callable[[dict], nn.Module], header: dict) -> nn.Module:
-    weights = read_tensor_file(path, "checkpoint", load_file)
+def _read(path: str | Path) -> tuple[bytes, dict]:
+    """A whole checkpoint and its header, read once: a run that saves puts another file in its place."""
+    content = read_tensor_file(path, "checkpoint", Path.read_bytes)
+    return content, _known(path, read_tensor_file(path, "checkpoint", lambda _: _header_in(io.BytesIO(content))))
+
+
+def _rebuild(path: str | Path, content: bytes, network_of: Callable[[dict], nn.Module], header: dict) -> nn.Module:
+    weights = read_tensor_file(path, "checkpoint", lambda _: load(content))
     try:
         model = network_of(header["config"])
         model.load_state_dict(weights, strict=True)
@@ -165,7 +171,11 @@ def _has_step_times(header: dict) -> bool:
 
 def load_header(path: str | Path) -> dict:
     """What a checkpoint says of itself, without its weights. Raises UserError as `load_checkpoint` does."""
-    header, known = read_tensor_file(path, "checkpoint", _read_header), (*STAGES, FEATURE_NETWORK)
+    return _known(path, read_tensor_file(path, "checkpoint", _read_header))
+
+
+def _known(path: str | Path, header: dict) -> dict:
+    known = (*STAGES, FEATURE_NETWORK)
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("stage") not in known:
         raise UserError(f"{path} is not a checkpoint of this project (its header does not say {FORMAT})")
     return header
@@ -189,8 +199,15 @@ def initial_header(initial: Checkpoint) -> dict:
 
 
 def _read_header(path: Path) -> dict:
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("header", "{}"))
+    with open(path, "rb") as file:
+        return _header_in(file)
+
+
+def _header_in(file: BinaryIO) -> dict:
+    """Of the safetensors format: eight bytes that are the length of a JSON text, then this text."""
+    length = int.from_bytes(file.read(8), "little")
+    metadata = json.loads(file.read(length)).get("__metadata__", {})
+    return json.loads(metadata.get("header", "{}"))
 
 
 def prepare(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -198,10 +215,14 @@ def prepare(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def code_version() -> str:
-    """The package's version, and the git commit where the code runs from a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    """The package's version and, where the code runs from a repository, the git commit, and whether it was changed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", ":/*.py")
     except (OSError, subprocess.SubprocessError):
         return __version__
-    return f"{__version__}+{commit}"
+    return f"{__version__}+{commit}{'.changed' * bool(changes)}"
