@@ -64,7 +64,7 @@ def main() -> int:
     precision = choose_precision(args.precision, device)
 
     # Data
-    image_size = args.network.get("image_size", ClassifierConfig.image_size)
+    image_size = changed(ClassifierConfig(num_classes=2), args.network, "the classifier").image_size
     if args.crop_padding >= image_size:
         raise UserError(f"--crop-padding {args.crop_padding} shifts images of {image_size} pixels out of sight")
     data = load_images(args.data, args.data_dir, image_size, args.crop)

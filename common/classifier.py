@@ -26,8 +26,10 @@ class ClassifierConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
-        smallest_step = 2 ** (len(self.widths) - 1)
-        if len(self.widths) < 2 or self.convolutions_per_level < 1 or self.image_size % smallest_step:
+        sizes = (self.image_size, self.convolutions_per_level, *self.widths)
+        if len(self.widths) < 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError("sizes, two widths or more and numbers of convolutions must be whole numbers above 0")
+        if self.image_size % 2 ** (len(self.widths) - 1):
             raise ValueError(f"widths {self.widths} at image_size {self.image_size} are no network")
 
     def to_dict(self) -> dict:

@@ -67,8 +67,11 @@ class UNetConfig:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         blocks = [self.blocks(level) for level in range(len(self.widths))]
         sizes = (self.image_size, self.image_channels, self.patch_size, self.head_width, *self.widths, *blocks)
-        if not self.widths or min(sizes) < 1 or self.embedding_width < 2 or self.embedding_width % 2:
-            raise ValueError("sizes, widths and numbers of blocks must be 1 or more, embedding_width even")
+        counts = (*sizes, self.embedding_width)
+        if not self.widths or not all(isinstance(count, int) and count > 0 for count in counts):
+            raise ValueError("sizes, widths and numbers of blocks must be whole numbers above 0")
+        if self.embedding_width % 2:
+            raise ValueError(f"embedding_width {self.embedding_width} is not even")
         if self.convolution_groups < 0 or any(width % (self.convolution_groups or width) for width in self.widths):
             raise ValueError(f"every width must be a multiple of convolution_groups {self.convolution_groups}")
         if self.normalisation == "magnitude" and (self.convolution_groups, self.activation) != (1, "silu"):
@@ -95,7 +98,7 @@ class UNetConfig:
         return asdict(self)
 
 
-class Stage(nn.Module):
+class AttendedBlock(nn.Module):
     """A residual block, followed by self-attention at the levels that have it."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, attention: bool):
@@ -140,34 +143,34 @@ class UNet(nn.Module):
         self.downsample = nn.ModuleList()
         channels, skip_channels = widths[0], [widths[0]]
         for level, width in enumerate(widths):
-            stages = nn.ModuleList()
+            blocks = nn.ModuleList()
             for _ in range(config.blocks(level)):
-                stages.append(Stage(channels, width, config, level in config.attention_levels))
+                blocks.append(AttendedBlock(channels, width, config, level in config.attention_levels))
                 channels = width
                 skip_channels.append(channels)
-            self.down.append(stages)
+            self.down.append(blocks)
             if level < len(widths) - 1:
                 self.downsample.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skip_channels.append(channels)
 
         self.middle = nn.ModuleList(
-            [Stage(channels, channels, config, attention) for attention in (config.middle_attention, False)]
+            [AttendedBlock(channels, channels, config, attention) for attention in (config.middle_attention, False)]
         )
 
         self.up = nn.ModuleList()
         self.skip_projections = nn.ModuleList()  # for added skips, in the order of the way up
         self.upsample = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
-            stages = nn.ModuleList()
+            blocks = nn.ModuleList()
             for _ in range(config.blocks(level) + 1):
                 attention = level in config.attention_levels
                 if config.skips == "added":
                     self.skip_projections.append(nn.Conv2d(skip_channels.pop(), channels, 1))
-                    stages.append(Stage(channels, width, config, attention))
+                    blocks.append(AttendedBlock(channels, width, config, attention))
                 else:
-                    stages.append(Stage(channels + skip_channels.pop(), width, config, attention))
+                    blocks.append(AttendedBlock(channels + skip_channels.pop(), width, config, attention))
                 channels = width
-            self.up.append(stages)
+            self.up.append(blocks)
             if level > 0:
                 self.upsample.append(Upsample(channels))
 
@@ -185,25 +188,25 @@ class UNet(nn.Module):
         hidden = self.stem(F.pixel_unshuffle(x, self.config.patch_size))
 
         skips = [hidden]
-        for level, stages in enumerate(self.down):
-            for stage in stages:
-                hidden = stage(hidden, embedding)
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                hidden = block(hidden, embedding)
                 skips.append(hidden)
             if level < len(self.downsample):
                 hidden = self.downsample[level](hidden)
                 skips.append(hidden)
 
-        for stage in self.middle:
-            hidden = stage(hidden, embedding)
+        for block in self.middle:
+            hidden = block(hidden, embedding)
 
         projections = iter(self.skip_projections)
-        for level, stages in enumerate(self.up):
-            for stage in stages:
+        for level, blocks in enumerate(self.up):
+            for block in blocks:
                 if self.config.skips == "added":
                     joined = hidden + next(projections)(skips.pop())
                 else:
                     joined = torch.cat([hidden, skips.pop()], dim=1)
-                hidden = stage(joined, embedding)
+                hidden = block(joined, embedding)
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden)
 

@@ -72,6 +72,12 @@ def test_a_feature_network_makes_no_images(train, image_folder, run_script, tmp_
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("change", ['{"image_size": "32"}', '{"widths": [-8, 16]}', '{"widths": [16, 32.0]}'])
+def test_what_is_no_network_is_refused_in_one_line(change, train, image_folder):
+    result, path = train(image_folder, "--network", change)
+    assert result.status == 1 and "whole numbers" in result.error_line and not path.exists()
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_features_of_a_level_are_convolutions_pooled_and_normalised(residual):
     """The second level, written out; in evaluation, with statistics that matter."""

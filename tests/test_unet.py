@@ -187,6 +187,9 @@ def test_a_magnitude_preserving_block_has_branches_of_size_one_whatever_the_leng
         ({"attention_levels": (1,), "head_width": 12}, "multiple"),
         ({"attention_levels": (2,)}, "not levels of 2 widths"),
         ({"blocks_per_level": (1, 1, 1)}, "not one number for each"),
+        ({"embedding_width": 96.0}, "whole numbers"),
+        ({"widths": (-16, 32)}, "whole numbers"),
+        ({"embedding_width": 15}, "not even"),
     ],
 )
 def test_impossible_configurations_are_refused(change, message):
