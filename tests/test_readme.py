@@ -50,9 +50,12 @@ def smoke_arguments(script: str, arguments: list[str]) -> tuple:
         return (*SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0, "--critic", "adversarial")
     if script in SMOKE:
         return SMOKE[script]
+    images = ()
+    if script == "teacher_rectified_flow.py" and not {"--data", "--pairs"} & set(arguments):
+        images = ("--data", "folder", "--data-dir", "data/train")  # nothing is downloaded
     if "--branch-from" in arguments:
-        return (*SMOKE_TRAINING, "--steps", 3, "--decay-steps", 1)
-    return (*SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0)
+        return (*images, *SMOKE_TRAINING, "--steps", 3, "--decay-steps", 1)
+    return (*images, *SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0)
 
 
 def test_every_command_runs(run_script, image_folder, random_inception, tmp_path, monkeypatch):
