@@ -32,6 +32,7 @@ from common.pairs import (
 )
 from common.sampling import draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS, in_words, nearest_times
+from common.training_state import find_training_state
 from common.unet import count_forward_flop
 
 
@@ -67,7 +68,8 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     teacher = command_line.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
-    if teacher.header["step"] < teacher.header["arguments"].get("steps", 0):
+    unfinished = teacher.header["step"] < teacher.header["arguments"].get("steps", 0)
+    if unfinished and find_training_state(args.teacher.parent).is_file():  # and no snapshot, which stays as it is
         print(
             f"warning: {args.teacher} is paused after {teacher.header['step']:,} of "
             f"{teacher.header['arguments']['steps']:,} steps; once it goes on, it is not the teacher of these pairs",
@@ -76,7 +78,7 @@ def main() -> None:
     settings = command_line.sampling_settings(args, teacher, teacher.settings)
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
 
-    # Everything that the pairs are a function of.
+    # Everything that the pairs are a function of, but for what rounding owes to the device and the batch size.
     recipe = {
         "format": FORMAT,
         "teacher": teacher.sha256,
@@ -100,19 +102,18 @@ def main() -> None:
                 bar.update(count)
                 continue
             pieces, flop = [], 0
-            classes = range(len(teacher.class_names))
             for batch in draw_blocks(
                 teacher.model,
                 args.seed,
                 start,
                 count,
-                classes,
+                range(len(teacher.class_names)),
                 settings,
-                keep_times,
-                precision,
-                args.batch_size,
-                "pairs",
-                teacher.guide_model,
+                keep_times=keep_times,
+                precision=precision,
+                batch_size=args.batch_size,
+                stream="pairs",
+                guide=teacher.guide_model,
             ):
                 pieces.append(batch)
                 own_calls = batch.network_calls - batch.guide_calls

@@ -1,4 +1,4 @@
-"""What was measured of the shipped models, from docs/results.jsonl: tables, FID over network calls, and on what."""
+"""What was measured of the chosen models and of others, by docs/results.jsonl: tables, FID over network calls."""
 
 from pathlib import Path
 

@@ -48,7 +48,7 @@ def require_comparable(checkpoints: list[Checkpoint]) -> None:
 
 
 def describe_samples(checkpoint: Checkpoint, settings: SamplingSettings, seed: int) -> dict:
-    """What a file of samples says of them, as JSON values: enough to draw them again."""
+    """What a file of samples says of them, as JSON values: whose they are, and how they were drawn."""
     guide = checkpoint.guide.sha256 if checkpoint.guide else None
     return {"checkpoint": checkpoint.sha256, "guide": guide, "seed": seed, **settings.to_dict()}
 
@@ -61,7 +61,7 @@ def draw_column(
     classes: list[int],
     precision: Precision,
 ) -> Column:
-    """Draws samples 0 ... count - 1 of `seed` and times them, after a warm-up with batches of the same shapes.
+    """Draws samples 0 ... count - 1 of `seed` and times them, after a warm-up with a batch of the first one's shape.
 
     What takes less than a second is drawn three times, and the median counts.
     """

@@ -229,6 +229,7 @@ def draw_blocks(
     count: int,
     classes: Sequence[int],
     settings: SamplingSettings,
+    *,
     keep_times: Sequence[float] = (),
     precision: Precision | None = None,
     batch_size: int = BLOCK_SIZE,

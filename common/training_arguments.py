@@ -89,7 +89,9 @@ def refuse_data_arguments(args: argparse.Namespace) -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch-size", type=COUNT, default=recipe.batch_size, help="network calls in a step")
+    group.add_argument(
+        "--batch-size", type=COUNT, default=recipe.batch_size, help="examples in a step; of students, network calls"
+    )
     group.add_argument(
         "--optimizer", choices=OPTIMIZERS, default=recipe.optimizer, help="muon is for the hidden convolutions"
     )

@@ -13,6 +13,7 @@ from common.noise import sample_noise
 from common.pairs import TRAJECTORY_TIMES, PairSet, read_shard
 from common.sampling import SamplingSettings, draw
 from common.solvers import time_grid
+from common.training_state import STATE_FILE
 
 CPU = torch.device("cpu")
 
@@ -149,10 +150,14 @@ def test_a_student_chooses_among_the_states(generate, tmp_path):
 
 def test_pairs_of_a_paused_teacher_come_with_a_warning(generate, tmp_path):
     arguments = {"label_dropout": 0.1, "steps": 9}
-    for step in (4, 9):
-        save_model(tmp_path / f"{step}.safetensors", "teacher", 0, arguments=arguments, step=step)
-        result = generate(f"of_{step}", teacher=tmp_path / f"{step}.safetensors", num_pairs=10)
-        assert result.status == 0 and ("is paused after 4 of 9 steps" in result.err) == (step == 4)
+    for step, what in ((4, "run"), (9, "run"), (4, "snapshot")):
+        path = tmp_path / f"{what}_{step}" / "teacher.safetensors"
+        save_model(path, "teacher", 0, arguments=arguments, step=step)
+        if what == "run":
+            (path.parent / STATE_FILE).touch()
+        result = generate(f"of_{what}_{step}", teacher=path, num_pairs=10)
+        assert result.status == 0
+        assert ("is paused after 4 of 9 steps" in result.err) == ((step, what) == (4, "run"))
 
 
 def test_a_student_that_begins_as_one_of_fewer_pairs_is_refused(generate, run_script, make_teacher, tmp_path):
