@@ -35,6 +35,7 @@ from common.distillation import error_on_pairs
 from common.errors import UserError
 from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
+from common.lineage import feature_networks_flop, lineage
 from common.metrics import frechet_inception_distance, statistics
 from common.neighbours import nearest, share_closer_than_real
 from common.noise import BLOCK_SIZE
@@ -43,7 +44,6 @@ from common.results import NEEDED_OF_OPINIONS, append_result, read_results, run_
 from common.tables import text_table
 
 SHOWN, NEIGHBOURS = 10, 5
-LOSSES = ("loss", "feature_weight", "critic", "critic_images", "critic_weight")
 
 
 def parse_args() -> argparse.Namespace:
@@ -137,7 +137,8 @@ def main() -> None:
         images = first_images(source, args.num_samples)
         features = judge.features(images)
         opinion = judge.of_samples(features) | {"held_out_error": error_to_teacher(model, pairs, precision)}
-        result = source.describe() | training_of(model) | opinion | circumstances
+        networks = {"feature_networks_flop": feature_networks_flop(model.header)}
+        result = source.describe() | networks | opinion | circumstances
         rows.append(row_of(f"{model.path}, {run_of(result)}", result))
         if args.output:
             append_result(args.output, result, NEEDED_OF_OPINIONS)
@@ -161,16 +162,8 @@ def refuse_what_cannot_be_judged(
     same_images = teacher.header["images_sha256"] == judge["images_sha256"]
     if not (same_images and teacher.header["arguments"]["val_fraction"] == judge["arguments"]["val_fraction"]):
         raise UserError(f"{path} has learned from other images than {teacher.path}")
-    if any(header.get("feature_network") == judge_sha256 for header in lineage(model)):
+    if any(header.get("feature_network") == judge_sha256 for header in lineage(model.header)):
         raise UserError(f"{model.path} was trained to please {path}, which is no judge of it")
-
-
-def lineage(model: Checkpoint) -> list[dict]:
-    """The headers of a model and, before it, of those whose weights it started from (`--init`, `--student`)."""
-    headers = [model.header]
-    while "initial" in headers[0]:
-        headers.insert(0, headers[0]["initial"])
-    return headers
 
 
 def error_to_teacher(model: Checkpoint, pairs: PairSet | None, precision: Precision) -> float | None:
@@ -189,14 +182,6 @@ def first_images(source: ModelSamples, count: int) -> Tensor:
             batches.append(batch.cpu())
             bar.update(len(batch))
     return torch.cat(batches)
-
-
-def training_of(model: Checkpoint) -> dict:
-    """By which losses a student was trained, leg after leg, and the cost of the networks in them."""
-    legs = [header for header in lineage(model) if header["stage"] != "teacher"]
-    networks = {leg["feature_network"]: leg["feature_network_flop"] for leg in legs if "feature_network" in leg}
-    losses = [{name: leg["arguments"].get(name) for name in LOSSES} for leg in legs]
-    return {"legs": losses, "feature_networks_flop": sum(networks.values())}
 
 
 def beside_neighbours(images: Tensor, features: Tensor, training: Tensor, judge: Judge) -> Image.Image:

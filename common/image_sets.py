@@ -20,6 +20,7 @@ from common.device import Precision
 from common.errors import UserError
 from common.files import read_tensor_file
 from common.images import open_rgb, to_uint8
+from common.lineage import student_legs
 from common.noise import BLOCK_SIZE, derive_seed
 from common.sampling import SamplingSettings, draw_blocks
 from common.unet import count_values
@@ -28,6 +29,7 @@ MODEL_KEYS = (
     *("name", "stage", "checkpoint", "images_sha256", "guide"),
     *("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "seed", "classes"),
     *("batch_size", "device", "arithmetic", "training_flop", "images_seen", "guide_training_flop", "guide_parameters"),
+    "legs",
 )
 
 
@@ -119,6 +121,7 @@ class ModelSamples:
             "images_seen": checkpoint.header["images_seen"],
             "guide_training_flop": guide.header["training_flop"] if guide else None,
             "guide_parameters": count_values(guide.model) if guide else None,
+            "legs": student_legs(checkpoint.header),
         }
 
 

@@ -10,7 +10,7 @@ from common.files import canonical_json, folder_to_oneself, write_text
 from common.sampling import SamplingSettings
 
 STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
-CIRCUMSTANCES = ("machine", "seconds", "drawing_seconds", "versions", "guide_training_flop", "guide_parameters")
+CIRCUMSTANCES = ("machine", "seconds", "drawing_seconds", "versions", "guide_training_flop", "guide_parameters", "legs")
 """What may differ between two lines about the same measurement, or follows from its files and is not in early lines."""
 NEEDED = {
     *("name", "stage", "checkpoint", "solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "nfe"),
@@ -23,6 +23,8 @@ NEEDED_OF_OPINIONS = {
     *("frechet_distance", "closer_than_real", "held_out_error", "real", "feature_networks_flop"),
 }
 """The same of `benchmarks/second_opinion.py`."""
+NEEDED_OF_RATES = {"preset", "batch_size", "optimizer", "arithmetic", "machine", "flop_per_second", "images_per_second"}
+"""The same of `benchmarks/training_rate.py`."""
 MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 
 

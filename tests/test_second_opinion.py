@@ -170,7 +170,8 @@ def test_a_student_is_also_compared_with_its_teacher(second_opinion, run_script,
     assert of_teacher["held_out_error"] is None
     assert [line["held_out_error"] for line in lines] == pytest.approx(reported, abs=1e-4)
     assert [[leg["loss"] for leg in line["legs"]] for line in lines] == [["l2"], ["l2", "pseudo-huber"]]
-    assert lines[1]["training_flop"] == 2 * lines[0]["training_flop"]
+    flop = lines[0]["training_flop"]
+    assert [leg["flop"] for leg in lines[1]["legs"]] == [flop, flop] and lines[1]["training_flop"] == 2 * flop
     assert len(list((tmp_path / "figures").iterdir())) == 3
 
     others = ("--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path / "others")
