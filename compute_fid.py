@@ -22,6 +22,7 @@ import torch
 import torch_fidelity
 
 from common import command_line, metrics
+from common.curves import fid_curve
 from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
 from common.feature_store import Features, FeatureStore
@@ -33,7 +34,6 @@ from common.reference import Reference, open_reference, reference_features
 from common.results import (
     append_result,
     comparable_groups,
-    fid_curve,
     group_title,
     read_results,
     table_of,

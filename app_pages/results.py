@@ -5,10 +5,10 @@ from pathlib import Path
 import streamlit as st
 
 from common.checkpoint import STAGES
+from common.curves import fid_curve
 from common.errors import UserError
 from common.results import (
     comparable_groups,
-    fid_curve,
     group_title,
     in_reading_order,
     machines_of,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from common.errors import UserError
+from common.lineage import losses_in_words
 from common.results import STAGE_NAMES, name_of, run_of
 from common.tables import markdown_table
 
@@ -79,14 +80,6 @@ def _row(opinion: dict, measured: dict) -> tuple[str, ...]:
         f"{opinion['frechet_distance']:.3f}",
         f"{opinion['closer_than_real']:.1%}",
     )
-
-
-def losses_in_words(leg: dict) -> str:
-    """What one training run of a student added up."""
-    pixels = "pseudo-huber" if leg["loss"] == "features" else leg["loss"]
-    features = f" + {leg['feature_weight']:g} features" if leg["loss"] == "features" else ""
-    critic = f" + {leg['critic_weight']:g} {leg['critic']} ({leg['critic_images']} images)" if leg["critic"] else ""
-    return pixels + features + critic
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -21,6 +21,7 @@ from benchmarks.losses_section import losses_section
 from benchmarks.search_page import CHOOSING_SEED
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import run
+from common.curves import curve_series, fid_curve
 from common.errors import UserError
 from common.files import write_bytes, write_text
 from common.reference import CIFAR10_NAMES
@@ -28,7 +29,6 @@ from common.results import (
     NEEDED_OF_OPINIONS,
     STAGE_NAMES,
     comparable_groups,
-    fid_curve,
     group_title,
     in_reading_order,
     machines_of,
@@ -43,7 +43,11 @@ from common.unet import count_values
 ROOT = Path(__file__).parent.parent
 PAGE, README = "docs/results.md", "README.md"
 HEADLINE_MARK = "<!-- From here to the next heading: make results -->\n"
-FIGURES = {"nfe": "docs/fid_against_network_calls.png", "training_flop": "docs/fid_against_training_flop.png"}
+FIGURES = {
+    "nfe": "docs/fid_against_network_calls.png",
+    "training_flop": "docs/fid_against_training_flop.png",
+    "finishing_flop": "docs/fid_against_finishing_flop.png",
+}
 PRETRAINED = ROOT / "checkpoints" / "pretrained"
 STAGES = list(STAGE_NAMES)
 
@@ -221,21 +225,26 @@ def options_of(result: dict, files: dict[str, str]) -> str:
 
 
 def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) -> list[str]:
-    """A figure for each axis along which a teacher was measured more than once."""
+    """A figure for each axis along which more than two points were measured."""
     sections = []
     for axis, candidates, title in (
         ("nfe", current, "FID against network calls"),
         ("training_flop", [result for result in results if result["stage"] == "teacher"], "FID against training FLOP"),
+        ("finishing_flop", results, "FID of students against the FLOP of their last training run"),
     ):
         measured = [result for result in candidates if result["fid"] is not None]
         groups = [in_reading_order(group) for group in comparable_groups(measured)]
-        curves = [group for group in groups if len({result[axis] for result in group}) > 2]
+        curves = [group for group in groups if len(places(group, axis)) > 2]
         if curves:
             group = max(curves, key=len)
             write_bytes(out / FIGURES[axis], fid_curve(group, axis))
             picture = f"![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})"
             sections.append(f"## {title}\n\n{picture}\n\nMeasured on: {machines_of(group)}.")
     return sections
+
+
+def places(group: Sequence[dict], axis: str) -> set[float]:
+    return {place for points in curve_series(group, axis).values() for place, _ in points}
 
 
 def published_section() -> str:

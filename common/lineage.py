@@ -22,6 +22,14 @@ def student_legs(header: dict) -> list[dict]:
     ]
 
 
+def losses_in_words(leg: dict) -> str:
+    """What one training run of a student added up."""
+    pixels = "pseudo-huber" if leg["loss"] == "features" else leg["loss"]
+    features = f" + {leg['feature_weight']:g} features" if leg["loss"] == "features" else ""
+    critic = f" + {leg['critic_weight']:g} {leg['critic']} ({leg['critic_images']} images)" if leg["critic"] else ""
+    return pixels + features + critic
+
+
 def feature_networks_flop(header: dict) -> int:
     """What the training of the networks in a student's losses took, each counted once."""
     networks = {

@@ -1,6 +1,5 @@
 """Measured results: one JSON line each, with what is needed to repeat it, and the tables and figures made of them."""
 
-import io
 import json
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
@@ -25,7 +24,6 @@ NEEDED_OF_OPINIONS = {
 """The same of `benchmarks/second_opinion.py`."""
 NEEDED_OF_RATES = {"preset", "batch_size", "optimizer", "arithmetic", "machine", "flop_per_second", "images_per_second"}
 """The same of `benchmarks/training_rate.py`."""
-MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 
 
 def read_results(path: Path, needed: Set[str] = NEEDED) -> list[dict]:
@@ -136,73 +134,3 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "seed": lambda result: "" if result["seed"] is None else str(result["seed"]),
 }
 """Of `table_of`: how each column shows a result."""
-
-
-def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, list[tuple[float, float]]]:
-    """The lines of `fid_curve` by their labels, each of a model or a way of running it: points (`axis`, FID).
-
-    Over training FLOP, a way of running that only one model was measured by says nothing and is left out.
-    """
-    constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
-    series: dict[str, list[dict]] = {}
-    for result in group:
-        if result["fid"] is None:  # KID alone was asked for
-            continue
-        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide", "guide_scale", "seed", constant)
-        key = tuple(result.get(name) for name in names)
-        series.setdefault(canonical_json(key), []).append(result)
-    labelled: dict[str, list[tuple[float, float]]] = {}
-    for results in series.values():
-        points = sorted((result[axis], result["fid"]) for result in results)
-        if axis == "nfe" or len(points) > 1:
-            label = _series_label(results, axis)
-            same = sum(other.partition(" [")[0] == label for other in labelled)  # of two students, say
-            labelled[f"{label} [{same + 1}]" if same else label] = points
-    return labelled
-
-
-def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
-    """FID over `nfe` or `training_flop` as a PNG: a line for each model and way of running it, or a lone marker.
-
-    Readable without colour: each series has a marker and a line style of its own, each point its value.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
-
-    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for index, (label, points) in enumerate(curve_series(group, axis).items()):
-        style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(points) > 1 else "none", "markersize": 8}
-        axes.plot(*zip(*points, strict=True), marker=MARKERS[index % len(MARKERS)], label=label, **style)
-        above = index % 2 == 0  # so that the values of two lines that are close do not cover each other
-        for point in points:
-            place = {"xytext": (7, 5) if above else (7, -13), "textcoords": "offset points"}
-            axes.annotate(f"{point[1]:.1f}", point, fontsize=9, **place)
-    axes.set(xscale="log", yscale="log", title=group_title(group), ylabel="FID (lower is better)")
-    axes.set_xlabel({"nfe": "network calls behind an image (NFE)", "training_flop": "training FLOP"}[axis])
-    if axis == "nfe":
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        axes.set_xticks(sorted({result[axis] for result in group}))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
-    axes.margins(x=0.1, y=0.12)
-    axes.grid(alpha=0.3, axis="y", which="both")
-    axes.grid(alpha=0.3, axis="x")
-    figure.legend(loc="outside lower center", ncols=2)  # where it covers no point
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
-
-
-def _series_label(results: Sequence[dict], axis: str) -> str:
-    first = results[0]
-    if first["stage"] in (None, "one_step", "four_step"):
-        return ", ".join(filter(None, (name_of(first), run_of(first) if first.get("step_times") else "")))
-    if axis == "training_flop" or len(results) == 1:
-        return f"{name_of(first)}, {run_of(first)}"
-    guided = run_of(first).partition(", ")[2]
-    return ", ".join(filter(None, (name_of(first), first["solver"], guided)))

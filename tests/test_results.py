@@ -14,12 +14,11 @@ from benchmarks.losses_section import HEADER as LOSSES_HEADER
 from benchmarks.losses_section import losses_section
 from benchmarks.results_page import headline, options_of, spread_over_seeds
 from common.checkpoint import GUIDE_NAME, load_checkpoint
+from common.curves import curve_series, fid_curve
 from common.errors import UserError
 from common.results import (
     append_result,
     comparable_groups,
-    curve_series,
-    fid_curve,
     read_results,
     run_of,
     table_of,
@@ -158,6 +157,26 @@ def test_a_curve_has_a_line_for_each_model_or_way_of_running_it():
     assert curve_series([*group, longer], "training_flop") == {
         f"teacher, euler 4, {guided}": [(1e15, 20.0), (2e15, 15.0)]
     }
+
+
+def test_what_a_last_training_run_costs_is_drawn_from_where_it_began():
+    """A line for each start and each loss, which the start's own FID begins; of other stages and seeds none."""
+    pixels = {"loss": "l2", "feature_weight": None, "critic": None}
+    frechet = pixels | {"critic": "frechet", "critic_weight": 0.5, "critic_images": "real"}
+    start = [pixels | {"flop": 1e15}]
+
+    def student(fid, *legs, **changes):
+        return result(stage="one_step", fid=fid, legs=[*start, *legs], training_flop=0, **changes)
+
+    group = [student(30.0), student(20.0, frechet | {"flop": 4e14}), student(25.0, frechet | {"flop": 2e14})]
+    group += [student(29.0, pixels | {"flop": 2e14}), student(10.0, frechet | {"flop": 3e14}, seed=5)]
+    group += [result(legs=[]), result(), student(None, frechet | {"flop": 5e14})]
+    group.append(student(9.0, frechet | {"flop": 3e14}) | {"stage": "four_step"})
+    assert curve_series(group, "finishing_flop") == {
+        "one-step student, l2 + 0.5 frechet (real images)": [(0, 30.0), (2e14, 25.0), (4e14, 20.0)],
+        "one-step student, l2": [(0, 30.0), (2e14, 29.0)],
+    }
+    assert Image.open(io.BytesIO(fid_curve(group, "finishing_flop"))).size > (500, 300)
 
 
 def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):

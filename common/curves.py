@@ -1,0 +1,115 @@
+"""FID as a curve, over what an image or a model costs."""
+
+import io
+from collections.abc import Sequence
+
+from common.files import canonical_json
+from common.lineage import losses_in_words
+from common.results import group_title, name_of, run_of
+
+MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
+AXES = {
+    "nfe": "network calls behind an image (NFE)",
+    "training_flop": "training FLOP",
+    "finishing_flop": "FLOP of the last training run",
+}
+Points = list[tuple[float, float]]
+
+
+def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
+    """The lines of `fid_curve` by their labels, each of a model or a way of running it: points (`axis`, FID).
+
+    Over training FLOP, a way of running that only one model was measured by says nothing and is left out.
+    """
+    if axis == "finishing_flop":
+        return _finishing_series(group)
+    constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
+    series: dict[str, list[dict]] = {}
+    for result in group:
+        if result["fid"] is None:  # KID alone was asked for
+            continue
+        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide", "guide_scale", "seed", constant)
+        key = tuple(result.get(name) for name in names)
+        series.setdefault(canonical_json(key), []).append(result)
+    labelled: dict[str, Points] = {}
+    for results in series.values():
+        points = sorted((result[axis], result["fid"]) for result in results)
+        if axis == "nfe" or len(points) > 1:
+            _add_labelled(labelled, _series_label(results, axis), points)
+    return labelled
+
+
+def _finishing_series(group: Sequence[dict]) -> dict[str, Points]:
+    """Of students that were trained on from one start by one loss, for some FLOP or for others; the start is at 0."""
+    measured = {_legs_key(result, result["legs"]): result["fid"] for result in group if result.get("legs")}
+    series: dict[str, tuple[str, Points]] = {}
+    for result in group:
+        *before, last = result.get("legs") or [{}]
+        start = measured.get(_legs_key(result, before))
+        if before and start is not None and result["fid"] is not None:
+            same = {name: value for name, value in last.items() if name != "flop"}
+            label = f"{name_of(result)}, {losses_in_words(last)}"
+            _, points = series.setdefault(_legs_key(result, [*before, same]), (label, [(0.0, start)]))
+            points.append((last["flop"], result["fid"]))
+    labelled: dict[str, Points] = {}
+    for label, points in series.values():
+        _add_labelled(labelled, label, sorted(points))
+    return labelled
+
+
+def _legs_key(result: dict, legs: Sequence[dict]) -> str:
+    return canonical_json([result["stage"], result["seed"], list(legs)])
+
+
+def _add_labelled(labelled: dict[str, Points], label: str, points: Points) -> None:
+    """Adds a line, by a label of its own."""
+    same = sum(other.partition(" [")[0] == label for other in labelled)  # of two students, say
+    labelled[f"{label} [{same + 1}]" if same else label] = points
+
+
+def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
+    """FID over one of `AXES` as a PNG: a line for each model and way of running it, or a lone marker.
+
+    Readable without colour: each series has a marker and a line style of its own, each point its value.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+    axes = figure.subplots()
+    series = curve_series(group, axis)
+    for index, (label, points) in enumerate(series.items()):
+        style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(points) > 1 else "none", "markersize": 8}
+        axes.plot(*zip(*points, strict=True), marker=MARKERS[index % len(MARKERS)], label=label, **style)
+        above = index % 2 == 0  # so that the values of two lines that are close do not cover each other
+        for point in points:
+            place = {"xytext": (7, 5) if above else (7, -13), "textcoords": "offset points"}
+            axes.annotate(f"{point[1]:.1f}", point, fontsize=9, **place)
+    axes.set(yscale="log", title=group_title(group), xlabel=AXES[axis], ylabel="FID (lower is better)")
+    if axis == "nfe":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    elif axis == "training_flop":
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({flop for points in series.values() for flop, _ in points}))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.margins(x=0.1, y=0.12)
+    axes.grid(alpha=0.3, axis="y", which="both")
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside lower center", ncols=2)  # where it covers no point
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _series_label(results: Sequence[dict], axis: str) -> str:
+    first = results[0]
+    if first["stage"] in (None, "one_step", "four_step"):
+        return ", ".join(filter(None, (name_of(first), run_of(first) if first.get("step_times") else "")))
+    if axis == "training_flop" or len(results) == 1:
+        return f"{name_of(first)}, {run_of(first)}"
+    guided = run_of(first).partition(", ")[2]
+    return ", ".join(filter(None, (name_of(first), first["solver"], guided)))
