@@ -265,7 +265,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
                 ('{"patch_size": 0}', "preset tiny: sizes"),
                 ('{"head_width": 0}', "preset tiny: sizes"),
                 ('{"blocks_per_level": 0}', "preset tiny: sizes"),
-                ('{"embedding_width": 97}', "preset tiny: sizes"),
+                ('{"embedding_width": 97}', "preset tiny: embedding_width 97 is not even"),
                 ('{"image_channels": 1}', "images have 3 channels"),
                 ('{"convolution_groups": 3}', "preset tiny: every width"),
             )
