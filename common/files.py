@@ -60,21 +60,31 @@ def process_exists(process: int) -> bool:
 
 
 @contextmanager
-def folder_to_oneself(folder: str | Path, wait: bool = False) -> Iterator[None]:
-    """Keeps every other process that asks for the same out of a folder, which is made where it is missing.
+def folder_to_oneself(folder: str | Path) -> Iterator[None]:
+    """Keeps every other process that asks for the same out of a folder; one that is killed has left it.
 
-    Raises UserError where another one is in there, or waits until it has left. A process that is killed has left.
+    A missing folder is made, and taken away again where nothing was put into it. Raises UserError where another process
+    is in there, and where it cannot be made.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(f"another process is at work in {folder}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"another process is at work in {folder}") from None
+    try:
         yield
     finally:
         os.close(descriptor)
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -126,7 +126,7 @@ class Trainer:
     def _train(self) -> int:
         args = self.args
         if self.step == args.steps:
-            if not self.weights_path.is_file() or load_header(self.weights_path).get("ema_decay") != args.ema_decay:
+            if not self._weights_are_there():
                 self._save_weights()
             print(f"{args.out} is finished: {self.step:,} steps")
             return 0
@@ -279,6 +279,13 @@ class Trainer:
         if and_compact:
             save_tensor_file(self.args.out / COMPACT_FILE, compact(state))
         self.meter.start()
+
+    def _weights_are_there(self) -> bool:
+        """Whether the file of the weights is whole, and of the average that is asked for."""
+        try:
+            return load_header(self.weights_path).get("ema_decay") == self.args.ema_decay
+        except UserError:
+            return False
 
     def _save_weights(self, path: Path | None = None) -> None:
         totals = {

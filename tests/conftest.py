@@ -216,8 +216,9 @@ def save_random_inception(path: Path, with_classifier: bool = False) -> Path:
 
 
 def folder_contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, to show that a refused command left all of them as they were."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file and folder below a folder, to show that a refused command left all of them as they were."""
+    contents = {path: path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+    return {str(path.relative_to(folder)): content for path, content in contents.items()}
 
 
 @pytest.fixture
