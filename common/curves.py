@@ -40,16 +40,16 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
 
 
 def _finishing_series(group: Sequence[dict]) -> dict[str, Points]:
-    """Of students that were trained on from one start by one loss, for some FLOP or for others; the start is at 0."""
-    measured = {_legs_key(result, result["legs"]): result["fid"] for result in group if result.get("legs")}
+    """Of students that were trained on from one of them, by one loss, for more or fewer FLOP; the start is at 0."""
+    measured = {_protocol_key(result, result["checkpoint"]): result["fid"] for result in group}
     series: dict[str, tuple[str, Points]] = {}
     for result in group:
-        *before, last = result.get("legs") or [{}]
-        start = measured.get(_legs_key(result, before))
-        if before and start is not None and result["fid"] is not None:
-            same = {name: value for name, value in last.items() if name != "flop"}
+        start = measured.get(_protocol_key(result, result.get("begins_as")))
+        if result.get("begins_as") and start is not None and result["fid"] is not None:
+            last = result["legs"][-1]
             label = f"{name_of(result)}, {losses_in_words(last)}"
-            _, points = series.setdefault(_legs_key(result, [*before, same]), (label, [(0.0, start)]))
+            key = _protocol_key(result, result["begins_as"]) + label
+            _, points = series.setdefault(key, (label, [(0.0, start)]))
             points.append((last["flop"], result["fid"]))
     labelled: dict[str, Points] = {}
     for label, points in series.values():
@@ -57,8 +57,9 @@ def _finishing_series(group: Sequence[dict]) -> dict[str, Points]:
     return labelled
 
 
-def _legs_key(result: dict, legs: Sequence[dict]) -> str:
-    return canonical_json([result["stage"], result["seed"], list(legs)])
+def _protocol_key(result: dict, checkpoint: str | None) -> str:
+    """A student of the same stage as `result`, measured in the same way."""
+    return canonical_json([checkpoint, *(result[name] for name in ("stage", "seed", "arithmetic", "batch_size"))])
 
 
 def _add_labelled(labelled: dict[str, Points], label: str, points: Points) -> None:

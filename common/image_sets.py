@@ -29,7 +29,7 @@ MODEL_KEYS = (
     *("name", "stage", "checkpoint", "images_sha256", "guide"),
     *("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "seed", "classes"),
     *("batch_size", "device", "arithmetic", "training_flop", "images_seen", "guide_training_flop", "guide_parameters"),
-    "legs",
+    *("legs", "begins_as"),
 )
 
 
@@ -122,6 +122,7 @@ class ModelSamples:
             "guide_training_flop": guide.header["training_flop"] if guide else None,
             "guide_parameters": count_values(guide.model) if guide else None,
             "legs": student_legs(checkpoint.header),
+            "begins_as": checkpoint.header.get("initial", {}).get("sha256"),
         }
 
 

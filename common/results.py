@@ -1,22 +1,27 @@
-"""Measured results: one JSON line each, with what is needed to repeat it, and the tables and figures made of them."""
+"""Measured results: one JSON line each, with what is needed to repeat it, and the tables made of them."""
 
 import json
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
+from filelock import FileLock
+
 from common.errors import UserError
-from common.files import canonical_json, folder_to_oneself, write_text
+from common.files import canonical_json, write_text
 from common.sampling import SamplingSettings
 
 STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
-CIRCUMSTANCES = ("machine", "seconds", "drawing_seconds", "versions", "guide_training_flop", "guide_parameters", "legs")
+CIRCUMSTANCES = (
+    *("machine", "seconds", "drawing_seconds", "versions"),
+    *("guide_training_flop", "guide_parameters", "legs", "begins_as"),
+)
 """What may differ between two lines about the same measurement, or follows from its files and is not in early lines."""
 NEEDED = {
     *("name", "stage", "checkpoint", "solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "nfe"),
     *("classes", "batch_size", "arithmetic", "machine", "fid", "kid", "precision", "recall", "training_flop"),
     *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
 }
-"""What a line must say for the tables and figures."""
+"""What a line must say for the tables and curves."""
 NEEDED_OF_OPINIONS = {
     *("stage", "name", "checkpoint", "solver", "num_steps", "training_flop", "legs", "num_samples", "seed", "judge"),
     *("frechet_distance", "closer_than_real", "held_out_error", "real", "feature_networks_flop"),
@@ -48,7 +53,7 @@ def read_results(path: Path, needed: Set[str] = NEEDED) -> list[dict]:
 
 def append_result(path: Path, result: dict, needed: Set[str] = NEEDED) -> bool:
     """Adds a line, atomically; returns False where the same measurement with the same outcome is there already."""
-    with folder_to_oneself(path.parent, wait=True):
+    with FileLock(f"{path}.lock"):  # another measurement may end at the same moment
         known = {_measurement(other) for other in read_results(path, needed)}
         if _measurement(result) in known:
             return False

@@ -16,6 +16,7 @@ from benchmarks.results_page import headline, options_of, spread_over_seeds
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.curves import curve_series, fid_curve
 from common.errors import UserError
+from common.files import folder_to_oneself
 from common.results import (
     append_result,
     comparable_groups,
@@ -76,7 +77,7 @@ def test_lines_are_appended_and_none_is_written_twice(tmp_path):
 
 def test_lines_that_come_at_once_are_all_kept(tmp_path):
     path = tmp_path / "results.jsonl"
-    with ThreadPoolExecutor(8) as threads:
+    with folder_to_oneself(tmp_path), ThreadPoolExecutor(8) as threads:  # a run that is trained there is no hindrance
         assert all(threads.map(lambda seed: append_result(path, result(seed=seed)), range(40)))
     assert {line["seed"] for line in read_results(path)} == set(range(40))
 
@@ -163,18 +164,21 @@ def test_what_a_last_training_run_costs_is_drawn_from_where_it_began():
     """A line for each start and each loss, which the start's own FID begins; of other stages and seeds none."""
     pixels = {"loss": "l2", "feature_weight": None, "critic": None}
     frechet = pixels | {"critic": "frechet", "critic_weight": 0.5, "critic_images": "real"}
-    start = [pixels | {"flop": 1e15}]
 
-    def student(fid, *legs, **changes):
-        return result(stage="one_step", fid=fid, legs=[*start, *legs], training_flop=0, **changes)
+    def student(name, fid, leg=pixels, flop=1e15, start=None, **changes):
+        changes = {"stage": "one_step", "begins_as": start, "legs": [leg | {"flop": flop}]} | changes
+        return result(checkpoint=name, fid=fid, **changes)
 
-    group = [student(30.0), student(20.0, frechet | {"flop": 4e14}), student(25.0, frechet | {"flop": 2e14})]
-    group += [student(29.0, pixels | {"flop": 2e14}), student(10.0, frechet | {"flop": 3e14}, seed=5)]
-    group += [result(legs=[]), result(), student(None, frechet | {"flop": 5e14})]
-    group.append(student(9.0, frechet | {"flop": 3e14}) | {"stage": "four_step"})
+    group = [student("first", 30.0), student("second", 60.0), student("a", 20.0, frechet, 4e14, "first")]
+    group += [student("b", 25.0, frechet, 2e14, "first"), student("c", 29.0, pixels, 2e14, "first")]
+    group += [student("d", 50.0, frechet, 2e14, "second"), student("e", 10.0, frechet, 3e14, "first", seed=5)]
+    group += [student("a", 21.0, frechet, 4e14, "first", arithmetic="bf16"), student("f", None, frechet, 5e14, "first")]
+    group += [student("g", 9.0, frechet, 3e14, "first", stage="four_step"), student("h", 9.0, frechet, 3e14, "lost")]
+    group += [result(legs=[]), result(), result(stage=None, checkpoint=None)]
     assert curve_series(group, "finishing_flop") == {
         "one-step student, l2 + 0.5 frechet (real images)": [(0, 30.0), (2e14, 25.0), (4e14, 20.0)],
         "one-step student, l2": [(0, 30.0), (2e14, 29.0)],
+        "one-step student, l2 + 0.5 frechet (real images) [2]": [(0, 60.0), (2e14, 50.0)],
     }
     assert Image.open(io.BytesIO(fid_curve(group, "finishing_flop"))).size > (500, 300)
 
@@ -220,7 +224,10 @@ def test_the_readme_compares_all_of_the_shipped_models_and_says_which_seed_chose
     text = headline([*chosen, alone], files)
     assert all(f"| {fid:.2f} |" in text for fid in stages.values()) and "7.00" not in text
     assert "5,000 samples against JPEG CIFAR-10 (50,000 images), by the sampling seed that also chose" in text
-    assert "also chose" not in headline([*chosen, *(line | {"seed": 5} for line in chosen)], files)
+    some_fresh = headline([*chosen, chosen[0] | {"seed": 5, "fid": 11.0}], files)
+    assert "also chose" in some_fresh and "| 10.50 |" in some_fresh
+    all_fresh = headline([*chosen, *(line | {"seed": 5, "fid": line["fid"] + 1} for line in chosen)], files)
+    assert "also chose" not in all_fresh and "| 11.00 |" in all_fresh
     with pytest.raises(UserError, match="no results compare all of the shipped models"):
         headline([alone], files)
 
@@ -230,7 +237,7 @@ def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
     group += [result(fid=12.5, seed=2, arithmetic="bf16")]  # the same seed, and no third one
     group += [result(fid=None, seed=3), result(fid=9.0, seed=1, checkpoint="f" * 64, stage="one_step")]
     (paragraph,) = spread_over_seeds(group)
-    expected = "- teacher, euler 4, guidance 2 for t in [0.1, 0.8]: 11.00, standard deviation 1.41 of 2 seeds"
+    expected = "- teacher, euler 4, guidance 2 for t in [0.1, 0.8], fp32: 11.00, standard deviation 1.41 of 2 seeds"
     assert paragraph.splitlines()[2:] == [expected]
     assert spread_over_seeds(group[:1]) == []
 
