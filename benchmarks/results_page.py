@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
 from benchmarks.losses_section import losses_section
 from benchmarks.search_page import CHOOSING_SEED
-from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
+from common.checkpoint import GUIDE_NAME, STUDENT_STEPS, Checkpoint, load_checkpoint
 from common.command_line import run
 from common.curves import curve_series, fid_curve
 from common.errors import UserError
@@ -67,6 +67,7 @@ def main() -> None:
     current = [result for result in results if result["checkpoint"] in files]
     earlier = [result for result in results if result["checkpoint"] not in files]
 
+    table = headline(current, files)  # which may refuse: before anything is written
     sections = [INTRODUCTION, shipped_section(shipped)]
     sections += [group_section(group, files) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
@@ -79,7 +80,7 @@ def main() -> None:
     write_text(out / PAGE, "\n\n".join(sections) + "\n")
     readme = (ROOT / README).read_text(encoding="utf-8")
     before, mark, after = readme.partition(HEADLINE_MARK)
-    write_text(out / README, before + mark + headline(current, files) + after[after.index("\n## ") :])
+    write_text(out / README, before + mark + table + after[after.index("\n## ") :])
     print(out / PAGE, out / README, sep="\n")
 
 
@@ -136,6 +137,9 @@ def headline(current: Sequence[dict], files: dict[str, str]) -> str:
     if not groups:
         raise UserError("no results compare all of the shipped models: measure each by one number of samples")
     group = max(groups, key=lambda group: (group[0]["num_samples"], len(group)))
+    fresh = [result for result in group if result["seed"] != CHOOSING_SEED]
+    was_chosen_by = {result["stage"] for result in fresh} != set(STAGES)
+    group = group if was_chosen_by else fresh
     best: dict[str, list[dict]] = {}
     for results in sorted(by_seed(group), key=mean_fid, reverse=True):
         best[results[0]["stage"]] = results
@@ -146,8 +150,7 @@ def headline(current: Sequence[dict], files: dict[str, str]) -> str:
         sizes = " + ".join(f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}" for sha256 in hashes)
         rows.append((STAGE_NAMES[stage], f"{result['nfe']:g}", sizes, f"{mean_fid(best[stage]):.2f}"))
     table = markdown_table(("model", "network calls", "MB (+ guide)", "FID"), rows)
-    seeds = {result["seed"] for results in best.values() for result in results}
-    chosen = ", by the sampling seed that also chose the settings" if seeds == {CHOOSING_SEED} else ""
+    chosen = ", by the sampling seed that also chose the settings" if was_chosen_by else ""
     return f"\n{table}\n\nFID: {group_title(group)}{chosen}, on {machines_of(group)}. [All results]({PAGE}).\n"
 
 
@@ -156,7 +159,7 @@ def by_seed(group: Sequence[dict]) -> list[list[dict]]:
     ways: dict[tuple, list[dict]] = {}
     for result in group:
         if result["fid"] is not None:
-            how = (run_of(result), result["arithmetic"], result["batch_size"])
+            how = (run_of(result), result["arithmetic"], result.get("device"), result["batch_size"])
             ways.setdefault((result["checkpoint"], result["guide"], *how), []).append(result)
     return list(ways.values())
 
@@ -184,9 +187,9 @@ def spread_over_seeds(group: Sequence[dict]) -> list[str]:
     for results in by_seed(group):
         if len(results) > 1:
             first, spread = results[0], stdev(result["fid"] for result in results)
-            name = f"{name_of(first)}, {run_of(first)}" if first["stage"] == "teacher" else name_of(first)
+            run = f"{run_of(first)}, {first['arithmetic']}" if first["stage"] == "teacher" else first["arithmetic"]
             mean = f"{mean_fid(results):.2f}"
-            lines.append(f"- {name}: {mean}, standard deviation {spread:.2f} of {len(results)} seeds")
+            lines.append(f"- {name_of(first)}, {run}: {mean}, standard deviation {spread:.2f} of {len(results)} seeds")
     return ["FID, mean over sampling seeds:\n\n" + "\n".join(lines)] if lines else []
 
 
@@ -230,13 +233,17 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
     for axis, candidates, title in (
         ("nfe", current, "FID against network calls"),
         ("training_flop", [result for result in results if result["stage"] == "teacher"], "FID against training FLOP"),
-        ("finishing_flop", results, "FID of students against the FLOP of their last training run"),
+        (
+            "finishing_flop",
+            [result for result in results if result["stage"] in STUDENT_STEPS],
+            "FID of students against the FLOP of their last training run",
+        ),
     ):
         measured = [result for result in candidates if result["fid"] is not None]
         groups = [in_reading_order(group) for group in comparable_groups(measured)]
         curves = [group for group in groups if len(places(group, axis)) > 2]
         if curves:
-            group = max(curves, key=len)
+            group = max(curves, key=lambda group: len(places(group, axis)))
             write_bytes(out / FIGURES[axis], fid_curve(group, axis))
             picture = f"![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})"
             sections.append(f"## {title}\n\n{picture}\n\nMeasured on: {machines_of(group)}.")
