@@ -1,15 +1,14 @@
 """Model checkpoints: one `.safetensors` file with the fp32 weights, and in its header everything that explains them."""
 
 import hashlib
-import io
 import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import nn
 
@@ -138,7 +137,7 @@ def load_feature_network(path: str | Path, device: torch.device | str = "cpu") -
 def _read(path: str | Path) -> tuple[bytes, dict]:
     """A whole checkpoint and its header, read once: a run that saves puts another file in its place."""
     content = read_tensor_file(path, "checkpoint", Path.read_bytes)
-    return content, _known(path, read_tensor_file(path, "checkpoint", lambda _: _header_in(io.BytesIO(content))))
+    return content, _known(path, read_tensor_file(path, "checkpoint", lambda _: _header_in(content)))
 
 
 def _rebuild(path: str | Path, content: bytes, network_of: Callable[[dict], nn.Module], header: dict) -> nn.Module:
@@ -199,14 +198,14 @@ def initial_header(initial: Checkpoint) -> dict:
 
 
 def _read_header(path: Path) -> dict:
-    with open(path, "rb") as file:
-        return _header_in(file)
+    with safe_open(path, framework="pt") as file:  # which refuses a file that was cut short
+        return json.loads((file.metadata() or {}).get("header", "{}"))
 
 
-def _header_in(file: BinaryIO) -> dict:
+def _header_in(content: bytes) -> dict:
     """Of the safetensors format: eight bytes that are the length of a JSON text, then this text."""
-    length = int.from_bytes(file.read(8), "little")
-    metadata = json.loads(file.read(length)).get("__metadata__", {})
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     return json.loads(metadata.get("header", "{}"))
 
 
@@ -222,7 +221,8 @@ def code_version() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", ":/*.py")
+        commit = git("rev-parse", "--short", "HEAD")
+        changes = git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--", ":/*.py")
     except (OSError, subprocess.SubprocessError):
         return __version__
     return f"{__version__}+{commit}{'.changed' * bool(changes)}"

@@ -7,7 +7,7 @@ import torch
 from conftest import SMALL_CONFIG, folder_contents, random_network
 from safetensors.torch import save_file
 
-from common.checkpoint import load_checkpoint, load_initial_weights, save_checkpoint
+from common.checkpoint import load_checkpoint, load_header, load_initial_weights, save_checkpoint
 from common.errors import UserError
 from common.files import atomic_write, read_tensor_file, sha256
 from common.unet import UNet
@@ -43,9 +43,10 @@ def test_damaged_and_foreign_checkpoints_are_refused_in_one_line(tmp_path, make_
         ("foreign", "not a checkpoint of this project"),
         ("missing", "there is no checkpoint"),
     ]:
-        with pytest.raises(UserError, match=message) as caught:
-            load_checkpoint(tmp_path / name)
-        assert "\n" not in str(caught.value)
+        for load in (load_checkpoint, load_header):
+            with pytest.raises(UserError, match=message) as caught:
+                load(tmp_path / name)
+            assert "\n" not in str(caught.value)
 
 
 def test_weights_of_another_architecture_are_refused(make_teacher):
