@@ -59,7 +59,12 @@ def main() -> int:
     num_teacher = args.batch_size - NUM_STEPS * num_own
     if args.own_gradient == "path" and not args.own_share:
         raise UserError("--own-gradient path is of states that the student reached itself: give an --own-share")
-    if (num_own == 0) != (args.own_share == 0) or 0 < num_teacher < NUM_STEPS:  # each step has a place in the batch
+    if 0 < num_teacher < NUM_STEPS:
+        raise UserError(
+            f"--batch-size {args.batch_size} leaves {num_teacher} places to the teacher's states, and each of the "
+            f"{NUM_STEPS} steps needs one"
+        )
+    if (num_own == 0) != (args.own_share == 0):
         raise UserError(f"--batch-size {args.batch_size} is too small for --own-share {args.own_share}")
     run = Distillation(args, num_teacher + num_own, NUM_STEPS - 1, args.step_times)
     settings = student_settings("four_step", run.step_times)
