@@ -36,7 +36,7 @@ from common.score_critic import ScoreCritic
 from common.solvers import integrate
 from common.training import step_generator
 
-CRITIC_WEIGHTS = {"frechet": 0.01, "adversarial": 0.01, "score": 0.5}
+CRITIC_WEIGHTS = {"frechet": 0.003, "adversarial": 0.01, "score": 0.5}
 """Of the critics' losses, where none is given."""
 
 
