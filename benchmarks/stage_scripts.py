@@ -1,10 +1,12 @@
-"""Runs the project's scripts, as they are run by hand, for the searches."""
+"""Runs the project's scripts, as they are run by hand, for searches and comparisons."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from common.checkpoint import load_header
 from common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -25,3 +27,22 @@ def run_script(command: list[str]) -> None:
         raise
     if status:
         raise UserError(f"{command[0]} did not come to its end")
+
+
+def as_arguments(options: dict) -> list[str]:
+    """An option that is True stands alone; of a list, each value follows it."""
+    arguments = []
+    for name, value in options.items():
+        values = () if value is True else value if isinstance(value, list) else (value,)
+        arguments += [name, *map(str, values)]
+    return arguments
+
+
+def flop_per_step(command: list[str], out: Path) -> float:
+    """Of a training script, as it counts them itself: by a run that is paused after its first step."""
+    shutil.rmtree(out, ignore_errors=True)
+    endless = {"--steps": 10**6, "--warmup-steps": 0, "--decay-steps": 0, "--max-minutes": 1e-9}
+    run_script([*command, *as_arguments(endless), "--out", str(out)])
+    header = load_header(next(out.glob("*.safetensors")))
+    shutil.rmtree(out)
+    return (header["training_flop"] - header.get("initial_flop", 0)) / header["step"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.stage_scripts import ROOT, run_script
+from benchmarks.stage_scripts import ROOT, as_arguments, flop_per_step, run_script
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
 from common.checkpoint import load_checkpoint, load_header
@@ -160,24 +160,6 @@ class Search:
             if row["fid"] and row["fid"]["protocol"] != protocol:
                 raise UserError(f"the other rows have FIDs by {row['fid']['protocol']}, not by {protocol}")
         return {"fid": result["fid"], "protocol": protocol}
-
-
-def as_arguments(options: dict) -> list[str]:
-    """An option that is True stands alone; of a list, each value follows it."""
-    arguments = []
-    for name, value in options.items():
-        values = () if value is True else value if isinstance(value, list) else (value,)
-        arguments += [name, *map(str, values)]
-    return arguments
-
-
-def flop_per_step(command: list[str], out: Path) -> float:
-    """As the script itself counts them, by a run of one step."""
-    shutil.rmtree(out, ignore_errors=True)
-    run_script([*command, "--steps", "1", "--warmup-steps", "0", "--decay-steps", "0", "--out", str(out)])
-    header = load_header(next(out.glob("*.safetensors")))
-    shutil.rmtree(out)
-    return header["training_flop"] - header.get("initial_flop", 0)
 
 
 def main() -> None:

@@ -1,0 +1,122 @@
+"""Train a student on by several losses, from one start and for equal training FLOP, and measure what comes of each.
+
+    python benchmarks/loss_comparison.py --student checkpoints/pretrained/student.safetensors --flop 2e14 \\
+        --teacher checkpoints/pretrained/teacher.safetensors --guide checkpoints/pretrained/guide.safetensors \\
+        --judge checkpoints/judge/feature_network.safetensors --reference data/train --reference-name "JPEG CIFAR-10"
+
+FID and its like go to docs/results.jsonl, the judge's opinion (`benchmarks/second_opinion.py`) to
+docs/second_opinion.jsonl; `make results` makes the table and the curve of both. A run that was interrupted goes on, and
+what was measured is not measured again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.stage_scripts import ROOT, as_arguments, flop_per_step, run_script
+from common.checkpoint import SCRIPTS, WEIGHTS_FILES, load_checkpoint, load_header
+from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, run
+from common.errors import UserError
+
+RECIPE = {
+    "--batch-size": 128,
+    "--optimizer": "muon",
+    "--learning-rate": 2e-4,
+    "--weight-decay": 0.01,
+    "--ema-decay": 0.998,
+    "--seed": 0,
+}
+"""Given in full, so that a row means the same whatever becomes of defaults."""
+PIXELS, FEATURES = {"--loss": "pseudo-huber"}, {"--loss": "features", "--feature-weight": 0.2}
+FRECHET = {"--critic": "frechet", "--critic-weight": 0.003, "--critic-window": 4096, "--critic-share": 0.5}
+LOSSES = {
+    "pixels": PIXELS,
+    "features": FEATURES,
+    "pixels, Frechet": PIXELS | FRECHET,
+    "features, Frechet": FEATURES | FRECHET,
+    "features, Frechet to the teacher": FEATURES | FRECHET | {"--critic-images": "teacher"},
+    "features, adversarial": FEATURES | {"--critic": "adversarial", "--critic-weight": 0.01, "--critic-share": 0.5},
+    "features, score": FEATURES | {"--critic": "score", "--critic-weight": 0.5, "--critic-share": 0.5},
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", type=Path, required=True, help="checkpoint of stage 3 or 4, where all begin")
+    parser.add_argument("--flop", type=POSITIVE, required=True, help="training FLOP of each, from there on")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/loss_comparison"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results.jsonl")
+    parser.add_argument("--opinions", type=Path, default=ROOT / "docs" / "second_opinion.jsonl")
+    group = parser.add_argument_group("training, as for the stage scripts")
+    group.add_argument("--teacher", type=Path, required=True)
+    group.add_argument("--guide", type=Path)
+    group.add_argument("--pairs", type=Path, default=Path("noise_pairs"))
+    group.add_argument("--feature-network", type=Path)
+    group.add_argument("--data-dir", type=Path, help="of the real images")
+    group = parser.add_argument_group("measuring, as for compute_fid.py and second_opinion.py")
+    group.add_argument("--judge", type=Path, help="without, there is no second opinion")
+    group.add_argument("--num-samples", type=COUNT, default=5000)
+    group.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=1000)
+    group.add_argument("--reference", default="cifar10")
+    group.add_argument("--reference-name")
+    group.add_argument("--inception-weights", type=Path)
+    return parser.parse_args()
+
+
+def training_command(name: str, stage: str, args: argparse.Namespace) -> list[str]:
+    """The command line of a loss, with steps by the FLOP: half of them decay, at most 100 warm up."""
+    losses = LOSSES[name]
+    files = given({"--teacher": args.teacher, "--guide": args.guide, "--pairs": args.pairs})
+    if losses["--loss"] == "features" or losses.get("--critic") in ("frechet", "adversarial"):
+        files |= given({"--feature-network": args.feature_network})
+    if "--critic" in losses:
+        script, start = "finish_student.py", {"--student": args.student}
+        if losses["--critic"] != "score" and losses.get("--critic-images") != "teacher":
+            files |= given({"--data-dir": args.data_dir})
+    else:
+        script, start = SCRIPTS[stage], {"--init": args.student}
+        if stage == "four_step":
+            start["--step-times"] = load_checkpoint(args.student).settings.times[1:-1]
+    command = [script, *as_arguments(start | files | RECIPE | losses)]
+    steps = max(2, round(args.flop / flop_per_step(command, args.out / "one_step_of_it")))
+    schedule = {"--steps": steps, "--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
+    return [*command, *as_arguments(schedule | {"--evaluate-every": steps})]
+
+
+def is_finished(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    header = load_header(path)
+    return header["step"] == header["arguments"]["steps"]
+
+
+def given(options: dict) -> dict:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def main() -> None:
+    args = parse_args()
+    student = load_checkpoint(args.student)
+    if not student.is_student:
+        raise UserError(f"{args.student} is a teacher: give a student")
+    models = [args.student]
+    for name in args.losses:
+        folder = args.out / f"{student.sha256[:12]}_{args.flop:.3g}" / name.replace(" ", "_").replace(",", "")
+        models.append(folder / WEIGHTS_FILES[student.stage])
+        if not is_finished(models[-1]):
+            run_script([*training_command(name, student.stage, args), "--out", str(folder)])
+
+    fid = {"--num-samples": args.num_samples, "--seed": args.fid_seed, "--reference": args.reference}
+    fid |= given({"--reference-name": args.reference_name, "--inception-weights": args.inception_weights})
+    run_script(["compute_fid.py", *map(str, models), *as_arguments(fid | {"--output": args.results})])
+    if args.judge:
+        opinion = {"--guide": args.guide, "--judge": args.judge, "--pairs": args.pairs, "--data-dir": args.data_dir}
+        opinion = given(opinion) | {"--output": args.opinions}
+        run_script(["benchmarks/second_opinion.py", str(args.teacher), *map(str, models), *as_arguments(opinion)])
+
+
+if __name__ == "__main__":
+    run(main)

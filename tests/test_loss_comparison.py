@@ -1,0 +1,87 @@
+"""The comparison of losses: what it trains, that the FLOP are equal, and that nothing is done twice."""
+
+import json
+import sys
+
+import pytest
+from conftest import SMALL_CONFIG
+
+from benchmarks import loss_comparison, stage_scripts
+from benchmarks.loss_comparison import LOSSES
+from common import presets
+from common.checkpoint import load_checkpoint
+
+SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8)
+FLOP = 1e11
+
+
+@pytest.fixture
+def compare(run_script, image_folder, random_inception, monkeypatch, tmp_path):
+    """compare(stage script, losses ...): the lines of FID, those of the second opinion, and what was run for them."""
+    monkeypatch.setitem(presets.NETWORKS, "tiny", SMALL_CONFIG)
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", "folder", "--data-dir", image_folder, "--val-fraction", 0.25)
+    teacher, pairs = ("--teacher", "teacher/teacher.safetensors"), ("--pairs", "pairs")
+    assert run_script("teacher_rectified_flow.py", "--preset", "tiny", *data, *SHORT, "--out", "teacher").status == 0
+    how = ("--num-pairs", 20, "--solver", "euler", "--num-steps", 4)
+    assert run_script("generate_noise_dataset.py", *teacher, *how, "--out", "pairs").status == 0
+    for name, seed in (("features", 0), ("judge", 1)):
+        network = ("--network", '{"widths": [8, 16]}', *data, *SHORT, "--seed", seed, "--out", name)
+        assert run_script("feature_network.py", *network).status == 0
+
+    commands = []
+
+    def in_this_process(command):
+        commands.append(command)
+        result = run_script(*command)
+        assert result.status == 0, result.err
+
+    for module in (loss_comparison, stage_scripts):
+        monkeypatch.setattr(module, "run_script", in_this_process)
+
+    def run(script, *losses):
+        (student,) = tmp_path.glob("student/*.safetensors") if (tmp_path / "student").exists() else [None]
+        if not student:
+            assert run_script(script, *teacher, *pairs, *SHORT, "--out", "student").status == 0
+            (student,) = tmp_path.glob("student/*.safetensors")
+        commands.clear()
+        networks = ("--feature-network", "features/feature_network.safetensors")
+        networks += ("--judge", "judge/feature_network.safetensors")
+        fid = ("--num-samples", 40, "--reference", image_folder, "--inception-weights", random_inception)
+        files = ("--results", "results.jsonl", "--opinions", "opinions.jsonl", "--data-dir", image_folder)
+        arguments = ("--student", student, "--flop", FLOP, *teacher, *pairs, *networks, *fid, *files)
+        monkeypatch.setattr(sys, "argv", [*map(str, ("loss_comparison.py", *arguments, "--losses", *losses))])
+        loss_comparison.main()
+        lines = ((tmp_path / name).read_text().splitlines() for name in ("results.jsonl", "opinions.jsonl"))
+        return (*([json.loads(line) for line in file] for file in lines), list(commands))
+
+    return run
+
+
+def test_losses_are_compared_from_one_start_at_equal_flop_and_only_once(compare, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "pixels, Frechet", LOSSES["pixels, Frechet"] | {"--critic-window": 64})
+    names = ["pixels", "features", "pixels, Frechet", "features, adversarial"]
+    results, opinions, _ = compare("distill_student.py", *names)
+    start, *finished = results
+    assert start["begins_as"] is None and {line["begins_as"] for line in finished} == {start["checkpoint"]}
+    assert [(line["legs"][-1]["loss"], line["legs"][-1]["critic"]) for line in finished] == [
+        ("pseudo-huber", None),
+        ("features", None),
+        ("pseudo-huber", "frechet"),
+        ("features", "adversarial"),
+    ]
+    assert [line["legs"][-1]["flop"] for line in finished] == pytest.approx([FLOP] * 4, rel=0.1)
+    assert [line["checkpoint"] for line in opinions[1:]] == [line["checkpoint"] for line in results]
+    assert opinions[0]["stage"] == "teacher"
+    finish = load_checkpoint(next(tmp_path.glob("checkpoints/loss_comparison/*/pixels_Frechet/*.safetensors"))).header
+    assert finish["arguments"]["learning_rate"] == 2e-4 and finish["arguments"]["batch_size"] == 128
+
+    again, opinions_again, commands = compare("distill_student.py", *names)
+    assert (again, opinions_again) == (results, opinions)
+    assert [command[0] for command in commands] == ["compute_fid.py", "benchmarks/second_opinion.py"]
+
+
+def test_a_four_step_student_goes_on_with_its_own_step_times(compare):
+    results, _, commands = compare("four_step_student.py", "pixels")
+    assert [line["stage"] for line in results] == ["four_step"] * 2
+    assert "--step-times 0.25 0.5 0.75" in " ".join(commands[1])
