@@ -58,7 +58,8 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--data-dir", type=Path, help="of the real images")
     group = parser.add_argument_group("measuring, as for compute_fid.py and second_opinion.py")
     group.add_argument("--judge", type=Path, help="without, there is no second opinion")
-    group.add_argument("--num-samples", type=COUNT, default=5000)
+    group.add_argument("--opinion-samples", type=COUNT, default=10_000, help="that the judge sees")
+    group.add_argument("--num-samples", type=COUNT, default=5000, help="of FID")
     group.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=1000)
     group.add_argument("--reference", default="cifar10")
     group.add_argument("--reference-name")
@@ -114,7 +115,7 @@ def main() -> None:
     run_script(["compute_fid.py", *map(str, models), *as_arguments(fid | {"--output": args.results})])
     if args.judge:
         opinion = {"--guide": args.guide, "--judge": args.judge, "--pairs": args.pairs, "--data-dir": args.data_dir}
-        opinion = given(opinion) | {"--output": args.opinions}
+        opinion = given(opinion) | {"--num-samples": args.opinion_samples, "--output": args.opinions}
         run_script(["benchmarks/second_opinion.py", str(args.teacher), *map(str, models), *as_arguments(opinion)])
 
 

@@ -46,7 +46,7 @@ def compare(run_script, image_folder, random_inception, monkeypatch, tmp_path):
             (student,) = tmp_path.glob("student/*.safetensors")
         commands.clear()
         networks = ("--feature-network", "features/feature_network.safetensors")
-        networks += ("--judge", "judge/feature_network.safetensors")
+        networks += ("--judge", "judge/feature_network.safetensors", "--opinion-samples", 40)
         fid = ("--num-samples", 40, "--reference", image_folder, "--inception-weights", random_inception)
         files = ("--results", "results.jsonl", "--opinions", "opinions.jsonl", "--data-dir", image_folder)
         arguments = ("--student", student, "--flop", FLOP, *teacher, *pairs, *networks, *fid, *files)

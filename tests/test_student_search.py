@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import SMALL_CONFIG, save_model
 
-from benchmarks import student_search
+from benchmarks import stage_scripts, student_search
 from benchmarks.student_variants import STUDENTS, Variant
 from common import pairs, presets
 from common.checkpoint import load_checkpoint
@@ -28,7 +28,8 @@ def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
         result = run_script(*command, *(("--features", tmp_path / "features") if "compute_fid" in command[0] else ()))
         assert result.status == 0, result.err
 
-    monkeypatch.setattr(student_search, "run_script", in_this_process)
+    for module in (student_search, stage_scripts):
+        monkeypatch.setattr(module, "run_script", in_this_process)
 
     def run(*variants, seed=0, num_samples=40):
         teacher, folder = tmp_path / f"teacher_{seed}.safetensors", tmp_path / f"pairs_{seed}"
