@@ -27,8 +27,6 @@ NEEDED_OF_OPINIONS = {
     *("frechet_distance", "closer_than_real", "held_out_error", "real", "feature_networks_flop"),
 }
 """The same of `benchmarks/second_opinion.py`."""
-NEEDED_OF_RATES = {"preset", "batch_size", "optimizer", "arithmetic", "machine", "flop_per_second", "images_per_second"}
-"""The same of `benchmarks/training_rate.py`."""
 
 
 def read_results(path: Path, needed: Set[str] = NEEDED) -> list[dict]:
