@@ -13,12 +13,14 @@ from pathlib import Path
 import streamlit as st
 
 from app_pages.models import choose_models
+from common.memory import keep_freed_memory
 
 ROOT = Path(__file__).parent
 PAGES = {"compare": "Compare", "trajectory": "Trajectory", "explore": "Explore", "results": "Results"}
 
 
 def main() -> None:
+    keep_freed_memory()
     st.set_page_config(page_title="Rectified-flow distillation", layout="wide")
     pages = [
         st.Page(f"app_pages/{name}.py", title=title, url_path=name, default=name == "compare")

@@ -1,4 +1,4 @@
-"""What the allocator's setting in common/__init__.py is worth: a training step with it and without it.
+"""What the allocator's setting in common/memory.py is worth: a training step with it and without it.
 
     python benchmarks/allocation.py --preset cpu
 

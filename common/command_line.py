@@ -13,6 +13,7 @@ import torch
 from common.checkpoint import Checkpoint, load_checkpoint
 from common.device import PRECISIONS
 from common.errors import UserError
+from common.memory import keep_freed_memory
 from common.sampling import SamplingSettings
 from common.solvers import SOLVERS
 
@@ -44,6 +45,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     SIGTERM unwinds like Ctrl-C, so that temporary files are removed; training loops install handlers of their own.
     """
     signal.signal(signal.SIGTERM, _exit_when_terminated)
+    keep_freed_memory()
     try:
         sys.exit(main())
     except (UserError, OSError) as error:

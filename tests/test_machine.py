@@ -34,8 +34,10 @@ def test_auto_is_bf16_where_the_processor_is_faster_at_it(monkeypatch, processor
 def test_memory_that_was_freed_stays_with_the_process():
     """By what is resident: page faults would depend on what else the kernel does, such as NUMA balancing."""
     script = """
-import common, resource, torch
+import resource, torch
 from pathlib import Path
+from common.memory import keep_freed_memory
+keep_freed_memory()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 torch.ones(2)  # starts torch's threads
