@@ -13,7 +13,6 @@ Smoke                    python compute_fid.py checkpoints/pretrained/student.sa
 """
 
 import argparse
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -220,7 +219,7 @@ def circumstances(count: int, features: Features, reference: Reference, inceptio
         "reference_count": reference.count,
         "inception_sha256": inception.sha256,
         "seconds": round(features.seconds, 1),
-        "drawing_seconds": None if math.isnan(features.drawing_seconds) else round(features.drawing_seconds, 3),
+        "drawing_seconds": round(features.drawing_seconds, 3),
         "machine": " and ".join(sorted(features.machines)),
         "versions": {
             "code": " and ".join(sorted(features.code_versions)),

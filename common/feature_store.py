@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ class Features:
     seconds: float
     """Drawing or reading the images, and extracting, added up over the calls that it took."""
     drawing_seconds: float
-    """Of these, those spent on the images; NaN where a part is from before they were counted apart."""
+    """Of these, those spent on the images."""
     machines: set[str]
     """On which they were made, one day or another."""
     code_versions: set[str]
@@ -101,7 +100,7 @@ class FeatureStore:
         return Features(torch.cat(values), *cost, {self.machine}, {self.code_version})
 
     def _identity(self, images: ImageSet) -> str:
-        return canonical_json({"images": images.identity, "inception": self.inception.sha256, "format": 1})
+        return canonical_json({"images": images.identity, "inception": self.inception.sha256, "format": 2})
 
     def _write(self, path: Path, images: ImageSet, part: Features) -> None:
         names = ("network_calls", "seconds", "drawing_seconds")
@@ -122,8 +121,5 @@ class FeatureStore:
         if metadata.get("identity") != self._identity(images) or len(values) < count:
             return None
         cost, share = json.loads(metadata["cost"]), count / len(values)
-        drawing_seconds = cost.get("drawing_seconds", math.nan)
-        cost = (cost["network_calls"], cost["seconds"] * share, drawing_seconds * share)
-        # Early parts do not say by whom they were made: here, as it was always said.
-        machine, code = metadata.get("machine", self.machine), metadata.get("code_version", self.code_version)
-        return Features(values[:count], *cost, {machine}, {code})
+        cost = (cost["network_calls"], cost["seconds"] * share, cost["drawing_seconds"] * share)
+        return Features(values[:count], *cost, {metadata["machine"]}, {metadata["code_version"]})

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
 from common.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
@@ -51,8 +50,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        if any("momentum" not in state for state in state_dict["muon"]["state"].values()):
-            raise UserError("the training state is by an earlier Muon, and cannot go on: start the run anew")
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self._join_groups()

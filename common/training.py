@@ -238,7 +238,7 @@ class Trainer:
         check_averages(state, self.averages, run)
         check_beginning(state, self.header, run)
         self.model.load_state_dict(state["model"])
-        self.header |= state.get("beginning", {})
+        self.header |= state["beginning"]
         self.step = state["step"]
         self.meter.load_state_dict(state)
         if state["optimizer"] is None:
@@ -256,7 +256,7 @@ class Trainer:
             if self.critic:
                 self.critic.load_state_dict(state["critic"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.warmed_up_from = state.get("warmed_up_from", 0)  # which earlier states do not say
+            self.warmed_up_from = state["warmed_up_from"]
 
     def _save(self, and_compact: bool = False) -> None:
         """Writes the EMA weights and the training state, once the steps that they hold are known to be finite."""

@@ -13,7 +13,10 @@ STATE_FILE = "training_state.pt"
 COMPACT_FILE = "compact_state.pt"
 """A smaller training state: `compact`."""
 
-KEYS = {"model", "averages", "optimizer", "step", "seconds", "seconds_at_log", "window", "schedule", "identity"}
+KEYS = {
+    *("model", "averages", "optimizer", "critic", "step", "warmed_up_from", "schedule", "identity", "beginning"),
+    *("seconds", "seconds_at_log", "window"),
+}
 
 
 def load_training_state(path: Path) -> dict:
@@ -41,10 +44,7 @@ def compact(state: dict) -> dict:
 
 
 def check_identity(state: dict, identity: dict, run: Path) -> None:
-    """A run goes on with the arguments and the data that it began with. Raises UserError where they differ.
-
-    Arguments of the state that say nothing of a run's identity any more do not count.
-    """
+    """Raises UserError where a run would go on with other arguments or data than it began with."""
     arguments, earlier = identity["arguments"], state["identity"]["arguments"]
     for name, value in arguments.items():
         if earlier.get(name) != value:
@@ -59,7 +59,7 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
 
 def check_beginning(state: dict, header: dict, run: Path) -> None:
     """A run that began at the weights of a file goes on without it, but not with another: raises UserError."""
-    given, began = (origin.get("initial", {}).get("sha256") for origin in (header, state.get("beginning", {})))
+    given, began = (origin.get("initial", {}).get("sha256") for origin in (header, state["beginning"]))
     if given and given != began:
         raise UserError(f"the run in {run} began at other weights: leave out --init, or use another --out")
 

@@ -5,18 +5,8 @@ from dataclasses import replace
 from conftest import folder_contents, save_model
 
 from common.checkpoint import load_header
-from common.files import folder_to_oneself, save_tensor_file
+from common.files import folder_to_oneself
 from common.presets import NETWORKS
-from common.training_state import STATE_FILE, load_training_state
-
-
-def test_a_state_that_an_earlier_version_identified_by_more_still_goes_on(commands, run_script, tmp_path):
-    script, *arguments = commands["teacher"]
-    assert run_script(script, *arguments, "--out", tmp_path, "--max-minutes", 1e-5).status == 0
-    state = load_training_state(tmp_path / STATE_FILE)
-    state["identity"]["arguments"]["of_old"] = 1
-    save_tensor_file(tmp_path / STATE_FILE, state)
-    assert run_script(script, *arguments, "--out", tmp_path).status == 0
 
 
 def test_a_run_that_another_process_trains_is_left_alone(commands, run_script, tmp_path):
