@@ -20,7 +20,8 @@ from common.command_line import COUNT, run
 from common.data import ImageData, split_held_out
 from common.device import choose_device
 from common.feature_store import FeatureStore
-from common.image_sets import StoredImages, load_image_set, through_jpeg
+from common.image_sets import StoredImages, load_image_set
+from common.images import through_jpeg
 from common.inception import Inception
 from common.metrics import frechet_inception_distance, load_statistics, statistics
 from common.reference import reference_features

@@ -22,9 +22,9 @@ from benchmarks.search_page import CHOOSING_SEED
 from common.checkpoint import GUIDE_NAME, STUDENT_STEPS, Checkpoint, load_checkpoint
 from common.command_line import run
 from common.curves import curve_series, fid_curve
+from common.data import CIFAR10_NAMES
 from common.errors import UserError
 from common.files import write_bytes, write_text
-from common.reference import CIFAR10_NAMES
 from common.results import (
     NEEDED_OF_OPINIONS,
     STAGE_NAMES,

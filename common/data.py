@@ -21,10 +21,11 @@ from tqdm import tqdm
 from common import shapes
 from common.errors import UserError
 from common.files import atomic_write
-from common.images import open_rgb, to_float
+from common.images import open_rgb, through_jpeg, to_float
 from common.noise import derive_seed
 
-DATA_SETS = ("cifar10", "folder", "shapes")
+CIFAR10_NAMES = ("cifar10", "cifar10-jpeg")
+DATA_SETS = (*CIFAR10_NAMES, "folder", "shapes")
 SHAPES_COUNT = 10_000
 CIFAR10_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -67,6 +68,8 @@ def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = 
     """Loads one of `DATA_SETS` completely.
 
     - `cifar10`: the 50,000 training images in the folder `path`, downloaded and checksum-verified by torchvision.
+    - `cifar10-jpeg`: the same, each compressed as JPEG (quality 75, 4:2:0 chroma), class by class, as if they came from
+      an image folder.
     - `folder`: every image in `path/<class name>/`, in any mode and size. Resized to `image_size` on its shorter side
       and cropped to the centre; with `crop`, the centre is cropped without resizing. Decoded once, then cached.
     - `shapes`: 10,000 drawn shapes, always the same; `path` is not used.
@@ -75,6 +78,8 @@ def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = 
     """
     if name == "cifar10":
         return _load_cifar10(Path(path), image_size)
+    if name == "cifar10-jpeg":
+        return _compressed(_load_cifar10(Path(path), image_size))
     if name == "folder":
         return _load_folder(Path(path), image_size, crop)
     if name == "shapes":
@@ -175,6 +180,13 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
         ) from None
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return ImageData(images, torch.tensor(data.targets), list(data.classes))
+
+
+def _compressed(data: ImageData) -> ImageData:
+    """Every image through JPEG, the images of each class together and in the order that they had."""
+    data = data.select(data.labels.argsort(stable=True))
+    compressed = [through_jpeg(image) for image in tqdm(data.images, desc="JPEG", unit="image", leave=False)]
+    return ImageData(torch.stack(compressed), data.labels, data.class_names)
 
 
 def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:

@@ -1,7 +1,6 @@
 """What can be measured, and what it can be measured against: samples of a model, image folders, arrays of images."""
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint
-from common.data import load_images
 from common.device import Precision
 from common.errors import UserError
 from common.files import read_tensor_file
@@ -235,18 +233,3 @@ def read_npz(path: Path) -> Tensor:
 def _read_arr_0(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as file:
         return file["arr_0"]
-
-
-def load_cifar10(name: str, data_dir: Path) -> StoredImages:
-    """`cifar10`: the 50,000 training images. `cifar10-jpeg`: the same, each through a JPEG file of quality 75."""
-    images = load_images("cifar10", data_dir).images
-    if name == "cifar10-jpeg":
-        images = torch.stack([through_jpeg(image) for image in tqdm(images, desc="JPEG", unit="image", leave=False)])
-    return StoredImages(name, images)
-
-
-def through_jpeg(image: Tensor, quality: int = 75) -> Tensor:
-    """One uint8 image (3, H, W) compressed and decompressed in memory, with 4:2:0 chroma subsampling."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, format="JPEG", quality=quality, subsampling="4:2:0")
-    return torch.from_numpy(np.asarray(Image.open(buffer)).copy()).permute(2, 0, 1)

@@ -48,6 +48,13 @@ def open_rgb(file: str | Path) -> Image.Image:
         return image.convert("RGB")
 
 
+def through_jpeg(image: Tensor, quality: int = 75) -> Tensor:
+    """One uint8 image (3, H, W) compressed and decompressed in memory, with 4:2:0 chroma subsampling."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, format="JPEG", quality=quality, subsampling="4:2:0")
+    return torch.from_numpy(np.asarray(Image.open(buffer)).copy()).permute(2, 0, 1)
+
+
 def png_bytes(picture: Image.Image, **options) -> bytes:
     """The picture as a PNG file; `options` are those of Pillow's PNG writer."""
     buffer = io.BytesIO()

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from common.data import CIFAR10_NAMES, load_images
 from common.errors import UserError
 from common.feature_store import FeatureStore
 from common.files import sha256
-from common.image_sets import StoredImages, load_cifar10, load_image_set
+from common.image_sets import StoredImages, load_image_set
 from common.metrics import Statistics, load_statistics, save_statistics, statistics
-
-CIFAR10_NAMES = ("cifar10", "cifar10-jpeg")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def open_reference(what: str, name: str | None, data_dir: Path) -> Reference:
     if what not in CIFAR10_NAMES and (name or Path(what).name) in CIFAR10_NAMES:
         raise UserError(f"{what} cannot be called {name or Path(what).name}: give it another --reference-name")
     if what in CIFAR10_NAMES:
-        images = load_cifar10(what, data_dir)
+        images = StoredImages(what, load_images(what, data_dir).images)
     elif Path(what).is_dir():
         images = load_image_set(Path(what))
     else:

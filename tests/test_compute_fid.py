@@ -10,11 +10,12 @@ from PIL import Image
 
 from common import metrics
 from common.checkpoint import load_checkpoint
-from common.data import ImageData
+from common.data import ImageData, load_images
 from common.device import choose_precision
 from common.errors import UserError
 from common.feature_store import FeatureStore
-from common.image_sets import ModelSamples, PictureFiles, load_image_set, through_jpeg
+from common.image_sets import ModelSamples, PictureFiles, load_image_set
+from common.images import through_jpeg
 from common.inception import Inception, fold_batch_norm
 from common.reference import open_reference
 from common.results import run_of
@@ -202,13 +203,21 @@ def test_a_cifar10_image_goes_through_a_real_jpeg_file(tmp_path):
     assert (through_jpeg(image) == PictureFiles([path])[:1][0]).all()
 
 
-def test_cifar10_is_read_as_it_is_or_through_jpeg(monkeypatch):
+def test_cifar10_compressed_in_memory_is_the_reference_that_a_folder_of_its_jpeg_files_is(monkeypatch, tmp_path):
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("common.image_sets.load_images", lambda name, path: ImageData(images, torch.zeros(6), ["a"]))
+    labels = torch.tensor([1, 0, 1, 1, 0, 0])
+    cifar10 = ImageData(images, labels, ["airplane", "automobile"])
+    monkeypatch.setattr("common.data._load_cifar10", lambda path, image_size: cifar10)
+    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        folder = tmp_path / cifar10.class_names[label]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:04}.jpg", quality=75)
     plain, compressed = (open_reference(name, None, "data") for name in ("cifar10", "cifar10-jpeg"))
     assert (plain.images.images == images).all() and plain.name == "cifar10" and plain.count == 6
-    assert all((compressed.images.images[index] == through_jpeg(images[index])).all() for index in range(6))
-    assert plain.sha256 != compressed.sha256 and compressed.name == "cifar10-jpeg"
+    assert compressed.name == "cifar10-jpeg"
+    assert compressed.sha256 == open_reference(str(tmp_path), None, "data").sha256 != plain.sha256
+    trained_on = [load_images(name, tmp_path).sha256() for name in ("cifar10-jpeg", "folder")]
+    assert trained_on[0] == trained_on[1]
 
 
 def test_a_subset_of_a_folder_is_random_and_repeatable(image_folder):
