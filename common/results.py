@@ -15,10 +15,11 @@ CIRCUMSTANCES = (
     *("machine", "seconds", "drawing_seconds", "versions"),
     *("guide_training_flop", "guide_parameters", "legs", "begins_as"),
 )
-"""What may differ between two lines about the same measurement, or follows from its files and is not in early lines."""
+"""Keys that are ignored when it is checked whether a measurement is recorded already."""
 NEEDED = {
-    *("name", "stage", "checkpoint", "solver", "num_steps", "guidance_scale", "guidance_interval", "seed", "nfe"),
-    *("classes", "batch_size", "arithmetic", "machine", "fid", "kid", "precision", "recall", "training_flop"),
+    *("name", "stage", "checkpoint", "guide", "guide_scale", "solver", "num_steps", "guidance_scale"),
+    *("guidance_interval", "seed", "nfe", "classes", "batch_size", "device", "arithmetic", "machine"),
+    *("fid", "kid", "precision", "recall", "training_flop", "drawing_seconds", "legs", "begins_as"),
     *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
 }
 """What a line must say for the tables and curves."""
@@ -115,7 +116,7 @@ def table_of(group: Sequence[dict]) -> tuple[tuple[str, ...], list[tuple[str, ..
 
 def milliseconds_per_image(result: dict) -> float | None:
     """Of drawing it, in batches of `batch_size`; None for images that no model drew here, and in early lines."""
-    if result["stage"] is None or result.get("drawing_seconds") is None:
+    if result["stage"] is None or result["drawing_seconds"] is None:
         return None
     return 1000 * result["drawing_seconds"] / result["num_samples"]
 
