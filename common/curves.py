@@ -23,13 +23,14 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
     """
     if axis == "finishing_flop":
         return _finishing_series(group)
-    constant = {"nfe": "checkpoint", "training_flop": "num_steps"}[axis]
+    # Every teacher may have a guide of its own: over training FLOP it counts how strongly each is guided by it.
+    constant = {"nfe": ("checkpoint", "guide"), "training_flop": ("num_steps",)}[axis]
     series: dict[str, list[dict]] = {}
     for result in group:
         if result["fid"] is None:  # KID alone was asked for
             continue
-        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide", "guide_scale", "seed", constant)
-        key = tuple(result.get(name) for name in names)
+        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide_scale", "seed", *constant)
+        key = tuple(result[name] for name in names)
         series.setdefault(canonical_json(key), []).append(result)
     labelled: dict[str, Points] = {}
     for results in series.values():
@@ -44,8 +45,8 @@ def _finishing_series(group: Sequence[dict]) -> dict[str, Points]:
     measured = {_protocol_key(result, result["checkpoint"]): result["fid"] for result in group}
     series: dict[str, tuple[str, Points]] = {}
     for result in group:
-        start = measured.get(_protocol_key(result, result.get("begins_as")))
-        if result.get("begins_as") and start is not None and result["fid"] is not None:
+        start = measured.get(_protocol_key(result, result["begins_as"]))
+        if result["begins_as"] and start is not None and result["fid"] is not None:
             last = result["legs"][-1]
             label = f"{name_of(result)}, {losses_in_words(last)}"
             key = _protocol_key(result, result["begins_as"]) + label
@@ -100,7 +101,8 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     axes.margins(x=0.1, y=0.12)
     axes.grid(alpha=0.3, axis="y", which="both")
     axes.grid(alpha=0.3, axis="x")
-    figure.legend(loc="outside lower center", ncols=2)  # where it covers no point
+    columns = 2 if max(map(len, series)) < 45 else 1  # wider ones are cut off
+    figure.legend(loc="outside lower center", ncols=columns)  # where it covers no point
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

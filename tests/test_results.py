@@ -35,6 +35,7 @@ def result(**changes) -> dict:
         "checkpoint": "a" * 64,
         "images_sha256": None,
         "guide": None,
+        "guide_scale": 1.0,
         "solver": "euler",
         "num_steps": 4,
         "guidance_scale": 2.0,
@@ -60,6 +61,9 @@ def result(**changes) -> dict:
         "reference_count": 50_000,
         "inception_sha256": "c" * 64,
         "seconds": 12.0,
+        "drawing_seconds": None,
+        "legs": [],
+        "begins_as": None,
         "machine": "some machine",
         "versions": {},
     } | changes
@@ -130,7 +134,7 @@ def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
 def test_tables_line_up():
     lines = text_table(("a", "long name"), [("b", "1"), ("longer", "22")]).splitlines()
     assert len({len(line) for line in lines}) == 1 and lines[-1] == "longer         22"
-    assert markdown_table(("a", "b"), [("c", "1")]) == "| a | b |\n| --- | ---: |\n| c | 1 |"
+    assert markdown_table(("a", "b", "c"), [("c", "1", "")]) == "| a | b | c |\n| --- | ---: | --- |\n| c | 1 |  |"
 
 
 @pytest.mark.parametrize("axis", ["nfe", "training_flop"])
