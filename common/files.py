@@ -125,6 +125,8 @@ def read_tensor_file(path: str | Path, what: str, load: Callable, **options):
     """
     path = Path(path)
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, not a {what}")
         if not path.is_file():
             raise UserError(f"there is no {what} at {path}")
         return load(path, **options)

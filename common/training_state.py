@@ -50,7 +50,7 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
         if earlier.get(name) != value:
             raise UserError(
                 f"the run in {run} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
-                "use the same value, or another --out"
+                "use the same value (and --preset), or another --out"
             )
     for name, value in identity.items():
         if name != "arguments" and state["identity"].get(name) != value:
