@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import streamlit as st
 
-from common.checkpoint import GUIDE_NAME, SCRIPTS, WEIGHTS_FILES, Checkpoint, load_checkpoint, load_header
+from common.checkpoint import SCRIPTS, WEIGHTS_FILES, Checkpoint, guide_beside, load_checkpoint, load_header
 from common.comparison import require_comparable
 from common.device import choose_device
 from common.errors import UserError
@@ -137,12 +137,12 @@ def with_guide(teacher: Checkpoint, file: File, teachers: dict[str, File]) -> Ch
     """The teacher with the weaker network that guides it, if one is chosen: by default the one beside it."""
     guides = {name: other for name, other in teachers.items() if other != file}
     options = [NO_GUIDE, *guides]
-    beside = str(Path(file.path).with_name(GUIDE_NAME))
-    default = next((name for name, other in guides.items() if other.path == beside), NO_GUIDE)
+    beside = guide_beside(file.path)
+    default = next((name for name, other in guides.items() if beside and other.path == str(beside)), NO_GUIDE)
     name = st.selectbox(
         "Guide of the teacher",
         options,
-        index=options.index(default if Path(file.path).name != GUIDE_NAME else NO_GUIDE),
+        index=options.index(default),
         key=f"guide_of_{file.path}",
         help="A weaker teacher, such as an early snapshot, to be guided away from (autoguidance).",
     )

@@ -91,6 +91,12 @@ class Checkpoint:
         return self.stage == "teacher" and bool(self.class_names) and self.header["arguments"]["label_dropout"] > 0
 
 
+def guide_beside(path: str | Path) -> Path | None:
+    """The guide that lies beside a teacher, if there is one."""
+    guide = Path(path).with_name(GUIDE_NAME)
+    return guide if guide.is_file() and Path(path).name != GUIDE_NAME else None
+
+
 def student_settings(stage: str, step_times: Sequence[float] | None = None) -> SamplingSettings:
     """The sampler that a student is: Euler's steps, x1 = x0 + u(x0, 0) or four, from `step_times` or equally spaced.
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 
-from common.checkpoint import Checkpoint, load_checkpoint
+from common.checkpoint import GUIDE_NAME, Checkpoint, guide_beside, load_checkpoint
 from common.device import PRECISIONS
 from common.errors import UserError
 from common.memory import keep_freed_memory
@@ -145,7 +145,12 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("FROM", "TO"),
         help="the times t (0 noise, 1 data) at which guidance of either kind is applied (default: 0.1 0.8)",
     )
-    group.add_argument("--guide", type=Path, help="a weaker checkpoint, such as an early snapshot: autoguidance by it")
+    group.add_argument(
+        "--guide",
+        type=Path,
+        help="a weaker checkpoint, such as an early snapshot: autoguidance by it (default: "
+        f"{GUIDE_NAME} beside the teacher, if there is one and no --guidance-scale is given)",
+    )
     group.add_argument(
         "--guide-scale",
         type=bounded(float, low=0),
@@ -154,11 +159,14 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_guided(path: Path, args: argparse.Namespace, device: torch.device) -> Checkpoint:
-    """The model in a file, with the `--guide` if it is a teacher."""
+    """The model in a file; a teacher with its `--guide` or, without `--guidance-scale`, with the guide beside it."""
     checkpoint = load_checkpoint(path, device)
-    if args.guide is None or checkpoint.is_student:
+    if checkpoint.is_student:
         return checkpoint
-    return checkpoint.guided_by(load_checkpoint(args.guide, device))
+    guide = args.guide
+    if guide is None and args.guidance_scale is None:
+        guide = guide_beside(path)
+    return checkpoint.guided_by(load_checkpoint(guide, device)) if guide else checkpoint
 
 
 def load_teacher(path: Path, args: argparse.Namespace, device: torch.device, otherwise: str) -> Checkpoint:

@@ -1,6 +1,7 @@
 """Autoguidance through the scripts: snapshots to guide with, and a guide in samples, pairs, tables and results."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +59,20 @@ def test_samples_are_guided_as_asked(run_script, teacher_and_guide, tmp_path):
     both = run_script("sample.py", *arguments, "--guidance-scale", 1.5, "--guide-scale", 3)
     assert "guidance 1.5 and guide 3" in both.out and "NFE 10" in both.out
     assert (np.load(out)["arr_0"] != saved["arr_0"]).any()
+
+
+def test_the_guide_beside_a_teacher_guides_it_unless_something_else_is_asked_for(
+    run_script, teacher_and_guide, tmp_path
+):
+    for path, name in zip(teacher_and_guide, ("teacher.safetensors", "guide.safetensors"), strict=True):
+        shutil.copy(path, tmp_path / name)
+    drawing = ("sample.py", tmp_path / "teacher.safetensors", "--num-images", 1, "--num-steps", 4)
+    drawing += ("--out", tmp_path / "samples.png")
+    assert "guide 2 for t in [0.1, 0.8]" in run_script(*drawing).out
+    assert "guide 3 for t in [0.1, 0.8]" in run_script(*drawing, "--guide-scale", 3).out
+    assert "guidance 1.5 for t in [0.1, 0.8]" in run_script(*drawing, "--guidance-scale", 1.5).out
+    alone = run_script("sample.py", tmp_path / "guide.safetensors", "--num-images", 1, *drawing[4:]).out
+    assert "guidance 2 for t in [0.1, 0.8]" in alone  # a guide does not guide itself
 
 
 def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide, tmp_path, monkeypatch):
