@@ -9,34 +9,11 @@ from torch import Tensor, nn
 CHANNELS_PER_GROUP = 16
 
 
-def compiling_for_cpu(x: Tensor) -> bool:
-    return torch.compiler.is_compiling() and x.device.type == "cpu"
-
-
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu and He 2018).
-
-    For a CPU torch.compile would take torch's own apart in such a way that its backward pass turns every channels-last
-    map round and back; it gets a form that it can fuse (docs/speed.md).
-    """
+    """Group normalisation (Wu and He 2018), in groups of CHANNELS_PER_GROUP channels."""
 
     def __init__(self, channels: int):
         super().__init__(channels // CHANNELS_PER_GROUP, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fusible(x) if compiling_for_cpu(x) else super().forward(x)
-
-    def fusible(self, x: Tensor) -> Tensor:
-        """The statistics of a group from those of its channels (Chan et al. 1983), then a scale and shift a channel."""
-        batch, channels = x.shape[:2]
-        grouped = (batch, self.num_groups, channels // self.num_groups)
-        variances, means = torch.var_mean(x.float(), dim=(2, 3), correction=0)
-        between, mean = torch.var_mean(means.view(grouped), dim=2, correction=0, keepdim=True)
-        variance = variances.view(grouped).mean(dim=2, keepdim=True) + between
-        scale = torch.rsqrt(variance + self.eps) * self.weight.view(grouped[1:])
-        shift = self.bias.view(grouped[1:]) - mean * scale
-        scale, shift = (value.view(batch, channels, 1, 1) for value in (scale, shift))
-        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
 
 
 class ChannelRMSNorm(nn.Module):
@@ -185,16 +162,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # For a CPU torch.compile would make a scatter of the backward pass of torch's own.
-        upsampled = fusible_upsampling(x) if compiling_for_cpu(x) else F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.conv(upsampled)
-
-
-def fusible_upsampling(x: Tensor) -> Tensor:
-    """`F.interpolate(x, scale_factor=2, mode="nearest")` of x (N, C, H, W), channels-last."""
-    batch, channels, height, width = x.shape
-    repeated = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
-    return repeated.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 def time_features(t: Tensor, width: int) -> Tensor:
