@@ -16,6 +16,8 @@ Written by `benchmarks/architecture_search.py` from [architecture_search.jsonl](
 the definition, the command and the losses of each row. What is not in a variant's name is Muon at 2e-3, batches of 64,
 decay over the last 40 % and the network that preset `cpu` had at the start. Rows with no `code`, or 0.1.0+d6cbe16, are
 by a Muon of five Newton-Schulz steps, the others by one of three; a row named after it shows what that changed.
+Options of the network that brought nothing (other norms, other activations) were taken out of the code afterwards: a
+row's `code` names the commit that still has them, and d6cbe16 has those of rows without one.
 
 - Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives (an average is over a
   tenth of the steps so far at most: in short runs the longest lengths are the same). It compares only runs with one

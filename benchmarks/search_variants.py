@@ -56,13 +56,6 @@ VARIANTS = {
     "attention at 16x16 and 8x8": Variant({"widths": [64, 96, 96], "attention_levels": [0, 1]}),
     "attention at 8x8 and 4x4": Variant({"widths": [64, 96, 96], "attention_levels": [1, 2]}),
     "one head": Variant({"head_width": 96}),
-    "layer norm": Variant({"normalisation": "layer"}),
-    "RMS norm": Variant({"normalisation": "rms"}),
-    "magnitude-preserving": Variant({"normalisation": "magnitude"}),
-    "hard swish": Variant({"activation": "hardswish"}),
-    "ReLU": Variant({"activation": "relu"}),
-    "groups of a quarter": Variant({"widths": [80, 128, 144], "convolution_groups": 4, "head_width": 16}),
-    "depthwise": Variant({"widths": [112, 176, 176], "convolution_groups": 0, "head_width": 16}),
     # How it is trained.
     "batch 32": Variant(batch_size=32),
     "batch 128": Variant(batch_size=128),
@@ -70,12 +63,6 @@ VARIANTS = {
     "uniform times": Variant(flow={"--time-distribution": "uniform"}),
     "label dropout 0.1": Variant(flow={"--label-dropout": 0.1}),
     # What was good alone, together.
-    "added skips, twice as deep, hard swish, layer norm": Variant(
-        DEEP | {"activation": "hardswish", "normalisation": "layer"}
-    ),
-    "added skips, twice as deep, hard swish, layer norm, uniform times": Variant(
-        DEEP | {"activation": "hardswish", "normalisation": "layer"}, flow={"--time-distribution": "uniform"}
-    ),
     "added skips, twice as deep, one head": Variant(DEEP_ONE_HEAD),
     "added skips, twice as deep, one head, three Newton-Schulz steps": Variant(DEEP_ONE_HEAD),
     "added skips, twice as deep, one head, batch 128": Variant(DEEP_ONE_HEAD, batch_size=128, learning_rate=2.8e-3),

@@ -16,44 +16,6 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(channels // CHANNELS_PER_GROUP, channels)
 
 
-class ChannelRMSNorm(nn.Module):
-    """Divides the channels of each position by their root mean square, and scales each channel."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Channels-last makes the channels of a position neighbours in memory: torch's own kernel then applies.
-        # Its fused form also wants the weight in the type of its input, which autocast on a CPU leaves to us.
-        normalised = F.rms_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight.to(x.dtype))
-        return normalised.permute(0, 3, 1, 2)
-
-
-class ChannelLayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each position (as in ConvNeXt, Liu et al. 2022)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-NORMALISATIONS = {"group": GroupNorm, "layer": ChannelLayerNorm, "rms": ChannelRMSNorm, "magnitude": ChannelRMSNorm}
-"""Outside the residual blocks a magnitude-preserving network normalises as the RMS one does."""
-
-
-ACTIVATIONS = {"silu": F.silu, "hardswish": F.hardswish, "relu": F.relu}
-
-
-def convolution(in_channels: int, out_channels: int, groups: int) -> nn.Module:
-    """A 3x3 convolution; in groups (0: one for each channel), it is followed by a 1x1 convolution across them."""
-    if groups == 1:
-        return nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=groups or in_channels),
-        nn.Conv2d(in_channels, out_channels, 1),
-    )
-
-
 def zero_initialised(module: nn.Module) -> nn.Module:
     """A residual branch that starts at zero makes its block start as the identity, so that deep networks train well."""
     for parameter in module.parameters():
@@ -64,68 +26,21 @@ def zero_initialised(module: nn.Module) -> nn.Module:
 class ResidualBlock(nn.Module):
     """Two convolutions around a scale and shift by the embedding (N, embedding_width), added to a shortcut."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding_width: int,
-        normalisation: str = "group",
-        activation: str = "silu",
-        groups: int = 1,
-    ):
+    def __init__(self, in_channels: int, out_channels: int, embedding_width: int):
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
-        norm = NORMALISATIONS[normalisation]
-        self.norm1 = norm(in_channels)
-        self.conv1 = convolution(in_channels, out_channels, groups)
+        self.norm1 = GroupNorm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(embedding_width, 2 * out_channels)
-        self.norm2 = norm(out_channels)
-        self.conv2 = convolution(out_channels, out_channels, groups)
-        zero_initialised(self.conv2 if groups == 1 else self.conv2[-1])
+        self.norm2 = GroupNorm(out_channels)
+        self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden = self.conv1(self.activation(self.norm1(x)))
+        hidden = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
-        return self.shortcut(x) + self.conv2(self.activation(hidden))
-
-
-class MagnitudePreservingConv2d(nn.Conv2d):
-    """A convolution without bias whose kernels have unit norm, whatever the optimiser makes of their length."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, F.normalize(self.weight, dim=(1, 2, 3)), None)
-
-
-class MagnitudePreservingBlock(nn.Module):
-    """A residual block whose weights keep its activations at size 1 (after Karras et al. 2024, EDM2).
-
-    Only its input is normalised. The kernels have unit norm, SiLU is divided by what it does to the size of normal
-    values, and the sum of shortcut and branch is weighted so that the sum of two unrelated ones keeps theirs.
-    """
-
-    SILU_SIZE = 0.596
-    BRANCH_SHARE = 0.3
-
-    def __init__(self, in_channels: int, out_channels: int, embedding_width: int):
-        super().__init__()
-        self.conv1 = MagnitudePreservingConv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.modulation = zero_initialised(nn.Linear(embedding_width, out_channels))
-        self.conv2 = MagnitudePreservingConv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else MagnitudePreservingConv2d(in_channels, out_channels, 1, bias=False)
-
-    def branch(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(x) / self.SILU_SIZE)
-        hidden = hidden * (1 + self.modulation(embedding)[:, :, None, None])
-        return self.conv2(F.silu(hidden) / self.SILU_SIZE)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        x = F.rms_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
-        share = self.BRANCH_SHARE
-        return ((1 - share) * self.shortcut(x) + share * self.branch(x, embedding)) / math.hypot(share, 1 - share)
+        return self.shortcut(x) + self.conv2(F.silu(hidden))
 
 
 class SelfAttention(nn.Module):
@@ -135,10 +50,10 @@ class SelfAttention(nn.Module):
     (`scaled_dot_product_attention`) in bf16 is several times slower than this.
     """
 
-    def __init__(self, channels: int, head_width: int, normalisation: str = "group"):
+    def __init__(self, channels: int, head_width: int):
         super().__init__()
         self.num_heads = channels // head_width
-        self.norm = NORMALISATIONS[normalisation](channels)
+        self.norm = GroupNorm(channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.projection = zero_initialised(nn.Conv2d(channels, channels, 1))
 

@@ -17,7 +17,7 @@ from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
 from common.files import atomic_write, canonical_json, read_tensor_file
 from common.sampling import TEACHER_SETTINGS, SamplingSettings
-from common.unet import UNet, UNetConfig
+from common.unet import UNet, UNetConfig, without_retired_options
 
 FORMAT = "rectified-flow-distillation/1"
 STAGES = ("teacher", "one_step", "four_step")
@@ -125,7 +125,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     content, header = _read(path)
     if header["stage"] == FEATURE_NETWORK:
         raise UserError(f"{path} is a feature network: it looks at images, and makes none")
-    model = _rebuild(path, content, lambda config: UNet(UNetConfig(**config)), header)
+    model = _rebuild(path, content, lambda config: UNet(UNetConfig(**without_retired_options(config, path))), header)
     if not _is_consistent(header, model.config) or not _has_step_times(header):
         raise UserError(f"the header of {path} is incomplete, or contradicts itself")
     return Checkpoint(prepare(model, device).eval(), header, Path(path), hashlib.sha256(content).hexdigest())

@@ -5,6 +5,7 @@ The blocks follow Ho et al. 2020 (DDPM) with the scale-and-shift conditioning of
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +13,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.blocks import (
-    ACTIVATIONS,
     CHANNELS_PER_GROUP,
-    NORMALISATIONS,
-    MagnitudePreservingBlock,
+    GroupNorm,
     ResidualBlock,
     SelfAttention,
     Upsample,
     time_features,
     zero_initialised,
 )
+from common.errors import UserError
 
 SKIPS = ("concatenated", "added")
+
+RETIRED_OPTIONS = {"normalisation": "group", "activation": "silu", "convolution_groups": 1, "middle_attention": False}
+"""What a network could once choose, and the only value that is left of it.
+
+The configurations of earlier checkpoints, the shipped ones among them, and of earlier training states still name it.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,8 @@ class UNetConfig:
     skips: str = "concatenated"
     """How the way up takes what the way down left at its level: `concatenated` or `added` (after a 1x1 convolution)."""
     attention_levels: tuple[int, ...] = (1,)
-    middle_attention: bool = False
-    """Self-attention between the two middle blocks, at the lowest resolution."""
     head_width: int = 32
     embedding_width: int = 128
-    normalisation: str = "group"
-    """`group` (Wu and He 2018); over the channels of each position `layer` (Ba et al. 2016) or `rms` (Zhang and
-    Sennrich 2019); or `magnitude`: blocks that preserve the size of their activations (Karras et al. 2024, EDM2)."""
-    activation: str = "silu"
-    """`silu`, or one without an exponential: `hardswish` (Howard et al. 2019) or `relu`."""
-    convolution_groups: int = 1
-    """Groups of the 3x3 convolutions in residual blocks, 0: depthwise. Other than 1, a 1x1 convolution mixes them."""
     num_classes: int = 0
     """0 for an unconditional network. Otherwise labels are 0 ... num_classes - 1, and num_classes is the null label."""
 
@@ -62,9 +59,8 @@ class UNetConfig:
             object.__setattr__(self, "blocks_per_level", tuple(self.blocks_per_level))
             if len(self.blocks_per_level) != len(self.widths):
                 raise ValueError(f"blocks_per_level {self.blocks_per_level} is not one number for each of the widths")
-        for name, known in (("skips", SKIPS), ("normalisation", NORMALISATIONS), ("activation", ACTIVATIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.skips not in SKIPS:
+            raise ValueError(f"skips must be one of {', '.join(SKIPS)}, not {self.skips!r}")
         blocks = [self.blocks(level) for level in range(len(self.widths))]
         sizes = (self.image_size, self.image_channels, self.patch_size, self.head_width, *self.widths, *blocks)
         counts = (*sizes, self.embedding_width)
@@ -72,10 +68,6 @@ class UNetConfig:
             raise ValueError("sizes, widths and numbers of blocks must be whole numbers above 0")
         if self.embedding_width % 2:
             raise ValueError(f"embedding_width {self.embedding_width} is not even")
-        if self.convolution_groups < 0 or any(width % (self.convolution_groups or width) for width in self.widths):
-            raise ValueError(f"every width must be a multiple of convolution_groups {self.convolution_groups}")
-        if self.normalisation == "magnitude" and (self.convolution_groups, self.activation) != (1, "silu"):
-            raise ValueError("magnitude-preserving blocks have SiLU and no grouped convolutions")
         smallest_step = self.patch_size * 2 ** (len(self.widths) - 1)
         if self.image_size % smallest_step:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {smallest_step}")
@@ -83,8 +75,7 @@ class UNetConfig:
             raise ValueError(f"every width must be a multiple of {CHANNELS_PER_GROUP}, got {self.widths}")
         if not all(level in range(len(self.widths)) for level in self.attention_levels):
             raise ValueError(f"attention_levels {self.attention_levels} are not levels of {len(self.widths)} widths")
-        attended = [self.widths[level] for level in self.attention_levels] + [self.widths[-1]] * self.middle_attention
-        if any(width % self.head_width for width in attended):
+        if any(self.widths[level] % self.head_width for level in self.attention_levels):
             raise ValueError(f"the width of an attention level must be a multiple of head_width {self.head_width}")
 
     def blocks(self, level: int) -> int:
@@ -98,25 +89,21 @@ class UNetConfig:
         return asdict(self)
 
 
+def without_retired_options(config: dict, source: str | Path) -> dict:
+    """A configuration as this version knows it. Raises UserError, naming the source, for a network that is gone."""
+    for name, left in RETIRED_OPTIONS.items():
+        if config.get(name, left) != left:
+            raise UserError(f"{source} has a network with {name} {config[name]!r}, and this version only {left!r}")
+    return {name: value for name, value in config.items() if name not in RETIRED_OPTIONS}
+
+
 class AttendedBlock(nn.Module):
     """A residual block, followed by self-attention at the levels that have it."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, attention: bool):
         super().__init__()
-        if config.normalisation == "magnitude":
-            self.block = MagnitudePreservingBlock(in_channels, out_channels, config.embedding_width)
-        else:
-            self.block = ResidualBlock(
-                in_channels,
-                out_channels,
-                config.embedding_width,
-                config.normalisation,
-                config.activation,
-                config.convolution_groups,
-            )
-        self.attention = nn.Identity()
-        if attention:
-            self.attention = SelfAttention(out_channels, config.head_width, config.normalisation)
+        self.block = ResidualBlock(in_channels, out_channels, config.embedding_width)
+        self.attention = SelfAttention(out_channels, config.head_width) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.block(x, embedding))
@@ -153,9 +140,8 @@ class UNet(nn.Module):
                 self.downsample.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skip_channels.append(channels)
 
-        self.middle = nn.ModuleList(
-            [AttendedBlock(channels, channels, config, attention) for attention in (config.middle_attention, False)]
-        )
+        # Without attention, and still no bare ResidualBlock: the names of the weights are those of the shipped files.
+        self.middle = nn.ModuleList(AttendedBlock(channels, channels, config, attention=False) for _ in range(2))
 
         self.up = nn.ModuleList()
         self.skip_projections = nn.ModuleList()  # for added skips, in the order of the way up
@@ -174,8 +160,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.upsample.append(Upsample(channels))
 
-        self.activation = ACTIVATIONS[config.activation]
-        self.final_norm = NORMALISATIONS[config.normalisation](channels)
+        self.final_norm = GroupNorm(channels)
         self.final_conv = zero_initialised(nn.Conv2d(channels, patch_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -210,7 +195,7 @@ class UNet(nn.Module):
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden)
 
-        patches = self.final_conv(self.activation(self.final_norm(hidden)))
+        patches = self.final_conv(F.silu(self.final_norm(hidden)))
         return F.pixel_shuffle(patches, self.config.patch_size).float()
 
     def embed(self, t: Tensor, labels: Tensor | None, batch_size: int) -> Tensor:

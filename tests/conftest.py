@@ -29,7 +29,7 @@ from common.unet import UNet, UNetConfig  # noqa: E402
 EULER = ("--solver", "euler", "--num-steps", 2)
 """The fewest steps that a teacher's sampler is tested with."""
 SMALL_CONFIG = UNetConfig(widths=(16, 16), head_width=16, embedding_width=16, num_classes=10)
-TINIEST_CONFIG = replace(SMALL_CONFIG, patch_size=4, widths=(16,), attention_levels=(), middle_attention=False)
+TINIEST_CONFIG = replace(SMALL_CONFIG, patch_size=4, widths=(16,), attention_levels=())
 """For the app, whose first page always draws with all of the teacher's steps."""
 
 

@@ -268,7 +268,8 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
                 ('{"blocks_per_level": 0}', "preset tiny: sizes"),
                 ('{"embedding_width": 97}', "preset tiny: embedding_width 97 is not even"),
                 ('{"image_channels": 1}', "images have 3 channels"),
-                ('{"convolution_groups": 3}', "preset tiny: every width"),
+                ('{"widths": [20, 32, 32]}', "preset tiny: every width"),
+                ('{"skips": "none"}', "preset tiny: skips must be one of concatenated, added"),
             )
         ),
         (("teacher_rectified_flow.py", *data, image_folder, *SHORT, "--steps", 2), "do not fit into 2 steps"),

@@ -1,16 +1,18 @@
 """Checkpoints and atomic writes."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL_CONFIG, folder_contents, random_network
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from common.checkpoint import load_checkpoint, load_header, load_initial_weights, save_checkpoint
 from common.errors import UserError
 from common.files import atomic_write, read_tensor_file, sha256
-from common.unet import UNet
+from common.unet import RETIRED_OPTIONS, UNet
 
 
 def test_a_checkpoint_rebuilds_the_model_from_its_file_alone(make_teacher):
@@ -47,6 +49,34 @@ def test_damaged_and_foreign_checkpoints_are_refused_in_one_line(tmp_path, make_
             with pytest.raises(UserError, match=message) as caught:
                 load(tmp_path / name)
             assert "\n" not in str(caught.value)
+
+
+def with_config(path: Path, changes: dict) -> Path:
+    """The same checkpoint with a header whose configuration says something else."""
+    header = load_header(path)
+    header["config"] |= changes
+    changed = path.with_stem(f"{path.stem}_changed")
+    save_file(load_file(path), changed, metadata={"header": json.dumps(header)})
+    return changed
+
+
+def test_a_checkpoint_that_names_retired_options_of_the_network_is_the_same_model(make_teacher):
+    path = make_teacher(seed=3)
+    earlier = load_checkpoint(with_config(path, RETIRED_OPTIONS)).model
+    assert earlier.config == SMALL_CONFIG
+    for name, value in load_checkpoint(path).model.state_dict().items():
+        assert torch.equal(earlier.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("normalisation", "layer"), ("activation", "relu"), ("convolution_groups", 4), ("middle_attention", True)],
+)
+def test_a_checkpoint_of_a_network_that_is_gone_is_refused_by_its_option(make_teacher, name, value):
+    path = with_config(make_teacher(), RETIRED_OPTIONS | {name: value})
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"{path} has a network with {name} {value!r}, ")
 
 
 def test_weights_of_another_architecture_are_refused(make_teacher):

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from benchmarks import architecture_search
-from benchmarks.search_page import CHOOSING_SEED, guidance_cells
+from benchmarks.search_page import CHOOSING_SEED, guidance_cells, page
 from common.errors import UserError
 from common.sampling import SamplingSettings
 
@@ -27,6 +28,15 @@ def test_a_variant_is_trained_for_the_flop_asked_for_and_only_once(run_script, i
 
     assert run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 32").status == 0
     assert rows.read_bytes() == written
+
+
+def test_the_page_shows_every_row_whether_or_not_its_variant_is_still_there():
+    path = ROOT / "docs" / "architecture_search.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["variant"] for row in rows} - architecture_search.VARIANTS.keys() >= {"RMS norm", "hard swish"}
+    written = path.with_suffix(".md").read_text()
+    assert page(rows) == written
+    assert all(f"| {row['variant']} | {row['held_out_loss']:.5f} |" in written for row in rows)
 
 
 def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kept_apart(monkeypatch, tmp_path):
