@@ -8,7 +8,6 @@ import torch
 
 from common.errors import UserError
 from common.files import read_tensor_file
-from common.unet import without_retired_options
 
 STATE_FILE = "training_state.pt"
 COMPACT_FILE = "compact_state.pt"
@@ -53,9 +52,8 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
                 f"the run in {run} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
                 "use the same value (and --preset), or another --out"
             )
-    described = {**state["identity"], "network": without_retired_options(state["identity"].get("network", {}), run)}
     for name, value in identity.items():
-        if name != "arguments" and described.get(name) != value:
+        if name != "arguments" and state["identity"].get(name) != value:
             raise UserError(f"the run in {run} was made with another {name.replace('_', ' ')}: use another --out")
 
 

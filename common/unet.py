@@ -28,7 +28,7 @@ SKIPS = ("concatenated", "added")
 RETIRED_OPTIONS = {"normalisation": "group", "activation": "silu", "convolution_groups": 1, "middle_attention": False}
 """What a network could once choose, and the only value that is left of it.
 
-The configurations of earlier checkpoints, the shipped ones among them, and of earlier training states still name it.
+The configurations of earlier checkpoints, the shipped ones among them, still name it.
 """
 
 
