@@ -31,7 +31,7 @@ from common.pairs import (
     shard_tensors,
 )
 from common.sampling import draw_blocks
-from common.solvers import FIXED_STEP_SOLVERS, in_words, nearest_times
+from common.solvers import FIXED_STEP_SOLVERS, grid_index, in_words, nearest_times
 from common.training_state import find_training_state
 from common.unet import count_forward_flop
 
@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
         nargs="*",
         metavar="T",
         default=TRAJECTORY_TIMES,
-        help="keep the states at these times, or the solver's nearest: a four-step student needs three",
+        help="keep the states at these times, or the solver's nearest: a four-step student needs 0.25 0.5 0.75",
     )
     command_line.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
     command_line.add_device_arguments(parser)
@@ -77,6 +77,12 @@ def main() -> None:
         )
     settings = command_line.sampling_settings(args, teacher, teacher.settings)
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
+    if keep_times and any(grid_index(time, keep_times) is None for time in TRAJECTORY_TIMES):
+        print(
+            f"warning: these pairs hold states at t = {in_words(keep_times)}, and four_step_student.py needs them at "
+            f"t = {in_words(TRAJECTORY_TIMES)}: every solver passes through these where --num-steps is a multiple of 4",
+            file=sys.stderr,
+        )
 
     # Everything that the pairs are a function of, but for what rounding owes to the device and the batch size.
     recipe = {

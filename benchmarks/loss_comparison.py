@@ -79,8 +79,6 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
             files |= given({"--data-dir": args.data_dir})
     else:
         script, start = SCRIPTS[stage], {"--init": args.student}
-        if stage == "four_step":
-            start["--step-times"] = load_checkpoint(args.student).settings.times[1:-1]
     command = [script, *as_arguments(start | files | RECIPE | losses)]
     steps = max(2, round(args.flop / flop_per_step(command, args.out / "one_step_of_it")))
     schedule = {"--steps": steps, "--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}

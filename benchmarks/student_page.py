@@ -14,6 +14,9 @@ own states, with the gradient within a step. Variants by features need the netwo
 training is not in their FLOP. All in a table have the same training FLOP, but those that say half: they are the
 beginning of others, whose FLOP, examples and minutes include theirs.
 
+Options that brought nothing were taken out of the code: training on a four-step student's own states, and steps of
+unequal length. The column *code* ends in the commit that made the row, and that commit has the row's options.
+
 - Error: mean squared, against the teacher's images of the same noise, on the pairs that trained nothing.
 - Minutes are by the clock, with whatever else the machine did."""
 
@@ -34,7 +37,7 @@ def page(rows: list[dict]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-HEADER = ("variant", "error", "FID", "training FLOP", "examples", "pairs", "minutes", "machine")
+HEADER = ("variant", "error", "FID", "training FLOP", "examples", "pairs", "minutes", "machine", "code")
 
 
 def table_of(row: dict) -> tuple:
@@ -52,4 +55,5 @@ def cells(row: dict) -> tuple[str, ...]:
         f"{row['num_pairs']:,}",
         f"{row['minutes']:.1f}",
         row["machine"],
+        row["code"],
     )

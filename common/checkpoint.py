@@ -3,7 +3,7 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class Checkpoint:
         A teacher of noise pairs (reflow) is not guided: the images that it learned from are, where guidance was wanted.
         """
         if self.is_student:
-            return student_settings(self.stage, self.header.get("step_times"))
+            return student_settings(self.stage)
         guided = self.supports_guidance and "pairs" not in self.header
         return TEACHER_SETTINGS if guided else replace(TEACHER_SETTINGS, guidance_scale=1.0)
 
@@ -97,13 +97,9 @@ def guide_beside(path: str | Path) -> Path | None:
     return guide if guide.is_file() and Path(path).name != GUIDE_NAME else None
 
 
-def student_settings(stage: str, step_times: Sequence[float] | None = None) -> SamplingSettings:
-    """The sampler that a student is: Euler's steps, x1 = x0 + u(x0, 0) or four, from `step_times` or equally spaced.
-
-    Raises UserError for times that are not those of as many steps.
-    """
-    times = None if step_times is None else tuple(step_times)
-    return SamplingSettings(solver="euler", num_steps=STUDENT_STEPS[stage], step_times=times)
+def student_settings(stage: str) -> SamplingSettings:
+    """How a student makes images: by one step of Euler, x1 = x0 + u(x0, 0), or by four of equal length."""
+    return SamplingSettings(solver="euler", num_steps=STUDENT_STEPS[stage])
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, header: dict) -> None:
@@ -126,8 +122,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     if header["stage"] == FEATURE_NETWORK:
         raise UserError(f"{path} is a feature network: it looks at images, and makes none")
     model = _rebuild(path, content, lambda config: UNet(UNetConfig(**without_retired_options(config, path))), header)
-    if not _is_consistent(header, model.config) or not _has_step_times(header):
+    if not _is_consistent(header, model.config):
         raise UserError(f"the header of {path} is incomplete, or contradicts itself")
+    if "step_times" in header:  # written by an earlier version: sampled in equal steps, it would be another model
+        raise UserError(f"{path} is a student whose steps differ in length: this version takes equal steps only")
     return Checkpoint(prepare(model, device).eval(), header, Path(path), hashlib.sha256(content).hexdigest())
 
 
@@ -164,14 +162,6 @@ def _is_consistent(header: dict, config: UNetConfig) -> bool:
     if len(names) != config.num_classes or not all(isinstance(name, str) for name in names):
         return False
     return header["stage"] != "teacher" or isinstance(arguments.get("label_dropout"), (int, float))
-
-
-def _has_step_times(header: dict) -> bool:
-    """Whether a student's steps, where its header names their times, are steps from 0 to 1."""
-    try:
-        return header["stage"] == "teacher" or bool(student_settings(header["stage"], header.get("step_times")))
-    except (UserError, TypeError, ValueError):
-        return False
 
 
 def load_header(path: str | Path) -> dict:

@@ -65,8 +65,8 @@ def draw_column(
 
     What takes less than a second is drawn three times, and the median counts.
     """
-    # Two steps, one guided and one not, whatever the times of the model's own.
-    warm_up = replace(settings, solver="euler", num_steps=2, step_times=None, guidance_interval=(0.0, 0.4))
+    # Two steps, one guided and one not.
+    warm_up = replace(settings, solver="euler", num_steps=2, guidance_interval=(0.0, 0.4))
     first_batch = min(count, BLOCK_SIZE)
     guide = checkpoint.guide_model
     next(

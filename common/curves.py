@@ -111,7 +111,7 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
 def _series_label(results: Sequence[dict], axis: str) -> str:
     first = results[0]
     if first["stage"] in (None, "one_step", "four_step"):
-        return ", ".join(filter(None, (name_of(first), run_of(first) if first.get("step_times") else "")))
+        return name_of(first)
     if axis == "training_flop" or len(results) == 1:
         return f"{name_of(first)}, {run_of(first)}"
     guided = run_of(first).partition(", ")[2]

@@ -89,14 +89,11 @@ def student_parser(description: str, out: str) -> argparse.ArgumentParser:
 class Distillation:
     """Teacher and pairs of one run, checked against each other, and the losses against them."""
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        pairs_per_step: int,
-        num_states: int = 0,
-        state_times: Sequence[float] | None = None,
-    ):
-        """`num_states`: of the trajectory, between noise and image; `state_times`: which, if the pairs hold more."""
+    def __init__(self, args: argparse.Namespace, pairs_per_step: int, state_times: Sequence[float] = ()):
+        """`state_times`: the times between 0 and 1 at which the loss needs the teacher's states.
+
+        Raises UserError where arguments, teacher, guide and pairs do not belong together.
+        """
         check_training_arguments(args)
         if args.loss != "features" and args.feature_weight is not None:
             raise UserError("--feature-weight needs --loss features")
@@ -105,13 +102,12 @@ class Distillation:
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
         self.teacher = load_checkpoint(args.teacher, self.device)
-        self.pairs = PairSet(args.pairs, self.device)
+        self.pairs = PairSet(args.pairs, self.device, state_times)
         self.pairs.require_teacher(self.teacher)
         if args.guide:
             guide = load_checkpoint(args.guide, self.device)
             self.require_guide_of_pairs(guide)
             self.teacher = self.teacher.guided_by(guide)
-        self.step_times = [0.0, *self.pairs.select_states(num_states, state_times)]
         self.header = {
             "class_names": self.teacher.class_names,
             "teacher": self.teacher.sha256,
@@ -185,9 +181,6 @@ class Distillation:
         """
         if self.args.feature_network and not self.feature_network:
             raise UserError("--feature-network is for --loss features, and for a critic by features")
-        header = {"stage": stage, **self.header}
-        if settings.step_times:
-            header["step_times"] = list(settings.step_times)
         trainer = Trainer(
             self.args,
             student,
@@ -196,7 +189,7 @@ class Distillation:
             batch_loss,
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),
-            header=header,
+            header={"stage": stage, **self.header},
             critic=critic,
         )
         status = trainer.train()

@@ -21,11 +21,11 @@ from common.data import flip
 from common.errors import UserError
 from common.files import canonical_json, read_tensor_file
 from common.sampling import Generated, SamplingSettings
-from common.solvers import grid_index, in_words, nearest_times
+from common.solvers import grid_index, in_words
 
 FORMAT = "noise-pairs/1"
 TRAJECTORY_TIMES = (0.25, 0.5, 0.75)
-"""Kept by default: where a four-step student's steps begin and end, beside 0 and 1."""
+"""Where a four-step student's steps begin and end, beside 0 and 1: the teacher's states there are kept by default."""
 SHARD_SIZE = 1024
 HELD_OUT_PAIRS = 512
 """So many first pairs of a set, at most a tenth of it, train nothing; they stay the same when a large set grows."""
@@ -117,10 +117,12 @@ class PairBatch:
 class PairSet:
     """All shards of a folder, memory-mapped: a batch reads the pairs that it needs and no others.
 
-    Raises UserError for a folder without pairs, or with pairs that do not belong together.
+    `state_times`: batches hold the teacher's states at these times; by default they hold none, and read none.
+
+    Raises UserError for a folder without pairs, with pairs that do not belong together, or without those states.
     """
 
-    def __init__(self, folder: Path, device: torch.device):
+    def __init__(self, folder: Path, device: torch.device, state_times: Sequence[float] = ()):
         self.folder, self.device = folder, device
         paths = shard_paths(folder)
         if not paths:
@@ -134,7 +136,7 @@ class PairSet:
             if path != shard_path(folder, index) or self.count != index * SHARD_SIZE:
                 raise UserError(f"{folder} lacks pairs before {path.name}: make them with generate_noise_dataset.py")
             self.count += shard["header"]["count"]
-        self.state_columns = list(range(len(self.header["trajectory_times"])))
+        self.state_columns = self._columns_of(state_times)
         self.held_out_count = held_out_of(self.count)
         if not self.held_out_count:
             raise UserError(f"{folder} holds only {self.count} pairs: a tenth is held out, so make 10 or more")
@@ -190,23 +192,17 @@ class PairSet:
                 f"the network makes images of shape {tuple(image_shape)}"
             )
 
-    def select_states(self, count: int, times: Sequence[float] | None = None) -> list[float]:
-        """From now on, batches hold `count` states of each trajectory. Returns the times of these.
-
-        `times`: which, or the nearest to them; without, the pairs must hold as many and no more. Raises UserError where
-        they do not.
-        """
+    def _columns_of(self, state_times: Sequence[float]) -> list[int]:
+        """Where the states at these times stand in the shards. Raises UserError where they do not hold all of them."""
         held = self.header["trajectory_times"]
-        if len(held) < count:
+        columns = [grid_index(time, held) for time in state_times]
+        if None in columns:
             raise UserError(
-                f"the pairs in {self.folder} hold {len(held)} states of the trajectory, and {count} are needed: "
-                "make them with generate_noise_dataset.py --trajectory-times"
+                f"the pairs in {self.folder} hold states at t = {in_words(held) or '(none)'}, and those at "
+                f"{in_words(state_times)} are needed: make pairs with these --trajectory-times, and with a number of "
+                "steps that passes through them"
             )
-        if times is None and len(held) > count > 0:
-            raise UserError(f"the pairs in {self.folder} hold states at t = {in_words(held)}: choose --step-times")
-        chosen = nearest_times(held[:count] if times is None else times, held)
-        self.state_columns = [grid_index(time, held) for time in chosen]
-        return chosen
+        return columns
 
     def training_batch(self, indices: Tensor, flips: Tensor) -> PairBatch:
         """Pairs by their index (n,) among those for training; where `flips` (n,) is true, the pair is mirrored."""
@@ -230,17 +226,12 @@ class PairSet:
         def gather_tensor(name: str) -> Tensor | None:
             if name not in self.shards[0] or (name == "states" and not self.state_columns):
                 return None
-            first = self.shards[0][name][:1]
-            if name == "states":
-                first = first[:, self.state_columns]
-            rows = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
+            pieces = []
             for shard, place in parts:
                 chosen = indices[place] % SHARD_SIZE
-                if name == "states":
-                    rows[place] = shard[name][chosen[:, None], self.state_columns]
-                else:
-                    rows[place] = shard[name][chosen]
-            rows = rows.to(self.device)
+                wanted = (chosen[:, None], self.state_columns) if name == "states" else chosen
+                pieces.append(shard[name][wanted])
+            rows = torch.cat(pieces)[order.argsort()].to(self.device)
             return rows.float() if rows.is_floating_point() else rows
 
         return PairBatch(*(gather_tensor(name) for name in ("noise", "image", "states", "labels")))

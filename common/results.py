@@ -76,7 +76,7 @@ def run_of(result: dict) -> str:
     """How a teacher was run; a student is its own way to run."""
     if result["stage"] is None:
         return ""
-    names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "step_times")
+    names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
     return SamplingSettings(**{name: result[name] for name in names if name in result}).describe()
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from common.device import Precision
 from common.errors import UserError
 from common.flow import per_sample
 from common.noise import BLOCK_SIZE, sample_noise
-from common.solvers import SOLVERS, in_words, integrate, integration_steps, time_grid
+from common.solvers import SOLVERS, integrate, integration_steps, time_grid
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,8 @@ class SamplingSettings:
     """The times t at which guidance of either kind is applied (Kynkaanniemi et al. 2024)."""
     guide_scale: float = 1.0
     """1 is none; w extrapolates from the velocity v_g of a second, weaker network, by (w - 1) (v_c - v_g)."""
-    step_times: tuple[float, ...] | None = None
-    """Where each of the steps begins, in [0, 1); None, also where that is given as times, is the solver's own grid."""
 
     def __post_init__(self):
-        if self.step_times is not None:
-            object.__setattr__(self, "step_times", tuple(self.step_times))
-            whole = [*self.step_times, 1.0]
-            if len(whole) != self.num_steps + 1 or whole[0] != 0 or any(a >= b for a, b in pairwise(whole)):
-                raise UserError(f"{self.num_steps} steps to t = 1 cannot begin at t = {in_words(self.step_times)}")
-            own = time_grid(self.solver, self.num_steps)
-            if all(abs(a - b) < 1e-9 for a, b in zip(whole, own, strict=True)):
-                object.__setattr__(self, "step_times", None)
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         if self.solver not in SOLVERS:
             raise UserError(f"there is no solver {self.solver!r}: choose one of {', '.join(SOLVERS)}")
@@ -58,21 +47,17 @@ class SamplingSettings:
     @property
     def times(self) -> list[float]:
         """Where the steps begin and end: num_steps + 1 times from 0 to 1."""
-        return [*self.step_times, 1.0] if self.step_times else time_grid(self.solver, self.num_steps)
+        return time_grid(self.solver, self.num_steps)
 
     def to_dict(self) -> dict:
         """As JSON values. What is as it always was is left out: what was made before there was a choice stays valid."""
         values = asdict(self)
         if not self.needs_guide:
             del values["guide_scale"]
-        if self.step_times is None:
-            del values["step_times"]
         return values
 
     def describe(self) -> str:
         steps = self.solver if self.solver == "dopri5" else f"{self.solver} {self.num_steps}"
-        if self.step_times:
-            steps += f" from t = {in_words(self.step_times)}"
         guidance = f"guidance {self.guidance_scale:g}" if self.guidance_scale != 1 else ""
         guide = f"guide {self.guide_scale:g}" if self.needs_guide else ""
         if not guidance and not guide:

@@ -265,7 +265,6 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
             *("--critic", "adversarial"),
         ),
         "one_step_score": (*scoring, "--student", folder / "student.safetensors", "--critic", "score"),
-        "four_step_path": ("four_step_student.py", *distillation, "--own-share", "0.5", "--own-gradient", "path"),
         "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *RESUMED_STEPS),
     }
 

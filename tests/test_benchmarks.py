@@ -53,31 +53,6 @@ def test_solvers_are_measured_against_many_small_steps(run_script, make_teacher)
     assert refused.status == 2 and "magic" in refused.err
 
 
-def test_step_times_are_where_two_eulers_steps_err_least(run_script, make_teacher):
-    """Against both costs written out, at each of the solver's three inner times."""
-    arguments = ("--steps", 2, "--solver", "euler", "--num-steps", 4, "--guidance-scale", 1, "--rows", 3)
-    result = run_script(
-        "benchmarks/step_times.py", make_teacher(), *arguments, "--num-samples", 4, "--precision", "fp32"
-    )
-    assert result.status == 0, result.err
-    network, labels = random_network(), torch.arange(4)
-    x = sample_noise(0, 0, 4, (3, 32, 32))
-    states, velocities = [x], []
-    for index in range(4):
-        with torch.no_grad():
-            velocities.append(network(x, torch.full((4,), index / 4), labels))
-        states.append(x := x + velocities[-1] / 4)
-    costs = {}
-    for index in (1, 2, 3):
-        first = states[index] - states[0] - index / 4 * velocities[0]
-        second = states[4] - states[index] - (1 - index / 4) * velocities[index]
-        costs[index / 4] = first.square().mean().item() + second.square().mean().item()
-    printed = [line.split()[:2] for line in result.out.splitlines() if line.startswith("0.")]
-    best = sorted(costs.items(), key=lambda item: item[1])
-    assert [float(time) for time, _ in printed] == [*(time for time, _ in best), 0.5]
-    assert [float(cost) for _, cost in printed[:3]] == pytest.approx([cost for _, cost in best], abs=1e-5)
-
-
 def test_mirrored_pairs_are_measured_against_the_teacher_s_own(run_script, make_teacher):
     """Against a step of Euler written out; an untrained network is far from symmetric."""
     arguments = ("--solver", "euler", "--num-steps", 1, "--guidance-scale", 1, "--num-samples", 4)

@@ -127,8 +127,6 @@ def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, r
         == 0
     )
     assert run_script("four_step_student.py", *SHORT, "--init", "s/student.safetensors", "--out", "f").status == 0
-    assert run_script("four_step_student.py", *SHORT, "--own-share", 0, "--out", "teacher_states_only").status == 0
-    assert run_script("four_step_student.py", *SHORT, "--own-share", 1, "--out", "own_states_only").status == 0
 
 
 def test_what_was_spent_on_a_student_s_first_weights_counts(pipeline, run_script):
@@ -194,7 +192,6 @@ BAD_NUMBERS = [
     ("teacher_rectified_flow.py", "--network", "skips"),
     ("teacher_rectified_flow.py", "--network", "[]"),
     ("teacher_rectified_flow.py", "--network", '{"depth": 3}'),
-    ("four_step_student.py", "--own-share", 2),
     ("generate_noise_dataset.py", "--num-pairs", 0),
     ("generate_noise_dataset.py", "--num-steps", -4),
     ("generate_noise_dataset.py", "--seed", -1),
@@ -244,10 +241,9 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("distill_student.py", "--pairs", "nowhere", *SHORT), "no noise pairs in nowhere"),
         (("distill_student.py", "--pairs", "few", "--out", "s", *SHORT), "make 10 or more"),
         (("distill_student.py", "--init", other, "--out", "s", *SHORT), "another network"),
-        (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "hold 0 states of the trajectory"),
-        (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 8, "--own-share", 0.1), "too small"),
-        (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 3), "leaves 3 places"),
-        (("four_step_student.py", "--out", "s", *SHORT, "--own-gradient", "path"), "give an --own-share"),
+        (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "states at t = (none), and"),
+        (("four_step_student.py", "--pairs", "finer", "--out", "s", *SHORT), "0.25, 0.5, 0.75 are needed"),
+        (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 3), "--batch-size 3 is too small"),
         (("distill_student.py", "--out", "s", *SHORT, "--feature-network", "x"), "--feature-network is for --loss"),
         (("sample.py", MODELS[0], "--solver", "dopri5", "--num-steps", 9), "dopri5 chooses its own steps"),
         (("teacher_rectified_flow.py", "--pairs", "noise_pairs", "--data", "shapes", *SHORT), "--data is of images"),

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import EULER, RandomInception, save_model, save_random_inception, save_students
+from conftest import EULER, RandomInception, save_random_inception, save_students
 from PIL import Image
 
 from common import metrics
@@ -18,7 +18,6 @@ from common.image_sets import ModelSamples, PictureFiles, load_image_set
 from common.images import through_jpeg
 from common.inception import Inception, fold_batch_norm
 from common.reference import open_reference
-from common.results import run_of
 from common.sampling import SamplingSettings
 
 CPU = torch.device("cpu")
@@ -50,20 +49,6 @@ def test_a_checkpoint_is_measured_and_its_line_tells_how(compute_fid, results, m
     assert 0 < line["drawing_seconds"] < line["seconds"] + 0.1
     assert str(tmp_path) not in json.dumps(line)
     assert "few" in outcome.err and "no Inception Score" in outcome.err and line["inception_score"] is None
-
-
-def test_a_student_with_steps_of_its_own_is_measured_by_them(compute_fid, results, tmp_path):
-    """And its line, its table and its figure tell it from one with other steps."""
-    students = [tmp_path / name / "four_step.safetensors" for name in ("equal", "own")]
-    save_model(students[0], "four_step", 2, arguments={})
-    save_model(students[1], "four_step", 2, arguments={}, step_times=[0, 0.2, 0.5, 0.9])
-    outcome = compute_fid(*students)
-    assert outcome.status == 0, outcome.err
-    equal, own = results()
-    assert "step_times" not in equal and own["step_times"] == [0, 0.2, 0.5, 0.9]
-    assert own["fid"] != equal["fid"]
-    assert "euler 4 from t = 0, 0.2, 0.5, 0.9" in outcome.out
-    assert run_of(own) == "euler 4 from t = 0, 0.2, 0.5, 0.9" and run_of(equal) == "euler 4"
 
 
 def test_the_same_images_have_no_distance(compute_fid, results, image_folder):

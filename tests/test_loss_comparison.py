@@ -81,7 +81,7 @@ def test_losses_are_compared_from_one_start_at_equal_flop_and_only_once(compare,
     assert [command[0] for command in commands] == ["compute_fid.py", "benchmarks/second_opinion.py"]
 
 
-def test_a_four_step_student_goes_on_with_its_own_step_times(compare):
+def test_a_four_step_student_is_trained_on_by_its_own_stage(compare):
     results, _, commands = compare("four_step_student.py", "pixels")
     assert [line["stage"] for line in results] == ["four_step"] * 2
-    assert "--step-times 0.25 0.5 0.75" in " ".join(commands[1])
+    assert commands[1][0] == "four_step_student.py"

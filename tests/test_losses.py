@@ -17,7 +17,7 @@ from common.critics import AdversarialCritic
 from common.data import EpochOrder
 from common.distances import FeatureDistance, pseudo_huber
 from common.files import sha256
-from common.pairs import PairSet
+from common.pairs import TRAJECTORY_TIMES, PairSet
 from common.run_log import read_metrics
 from common.sampling import SamplingSettings, draw
 from common.training import step_generator
@@ -49,7 +49,7 @@ def first_record(make_teacher, run_script, tmp_path):
 
 @pytest.fixture
 def training_pairs(first_record, tmp_path):
-    return PairSet(tmp_path / "pairs", CPU).gather(torch.arange(NUM_PAIRS - NUM_TRAINING, NUM_PAIRS))
+    return PairSet(tmp_path / "pairs", CPU, TRAJECTORY_TIMES).gather(torch.arange(NUM_PAIRS - NUM_TRAINING, NUM_PAIRS))
 
 
 @torch.no_grad()
@@ -66,93 +66,48 @@ def test_one_step_student(loss, first_record, training_pairs):
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_four_step_student_on_its_own_states(first_record, training_pairs):
-    record = first_record("four_step_student.py", "--batch-size", 4 * NUM_TRAINING, "--own-share", 1, *L2)
-    pair = training_pairs
-    targets = [*pair.states.unbind(1), pair.image]
-    x, losses = pair.noise, []
-    for t, target in zip((0, 0.25, 0.5, 0.75), targets, strict=True):
-        x = x + 0.25 * velocity(x, t, pair.labels)
-        losses.append((x - target).square().mean().item())
-    assert record["loss"] == pytest.approx(sum(losses) / 4, rel=1e-4)
+def landings(training_pairs):
+    """Where a step of 1/4 from each of the teacher's states leads, and the teacher's next state.
 
-
-@pytest.mark.parametrize("gradient", ["step", "path"])
-def test_the_gradient_of_the_four_step_students_own_states(gradient, first_record, training_pairs):
-    """Within a step, or through the whole path: the norm is logged before clipping."""
-    arguments = ("--batch-size", 4 * NUM_TRAINING, "--own-share", 1, "--own-gradient", gradient, *L2)
-    record = first_record("four_step_student.py", *arguments)
-    pair, network = training_pairs, random_network()
-    x, losses = pair.noise, []
-    for t, target in zip((0, 0.25, 0.5, 0.75), [*pair.states.unbind(1), pair.image], strict=True):
-        x = x + 0.25 * network(x, torch.full((len(x),), t), pair.labels)
-        losses.append((x - target).square().mean())
-        x = x.detach() if gradient == "step" else x
-    (sum(losses) / 4).backward()
-    norm = torch.stack([parameter.grad.norm() for parameter in network.parameters()]).norm().item()
-    assert record["gradient_norm"] == pytest.approx(norm, rel=1e-3)
-
-
-def test_four_step_student_with_steps_of_its_own(first_record, run_script, tmp_path, make_teacher):
-    """Times from the pairs, in the loss, in the checkpoint, and in the sampler that it is."""
-    pairs = tmp_path / "uneven"
-    command = ("--teacher", make_teacher(), "--out", pairs, "--num-pairs", NUM_PAIRS, "--num-steps", 12)
-    times = ("--trajectory-times", 0.4, 0.6, 0.7, 0.9)
-    run_script("generate_noise_dataset.py", *command, "--precision", "fp32", *times)
-    arguments = ("--pairs", pairs, "--batch-size", 4 * NUM_TRAINING, "--own-share", 1, "--step-times", 0.4, 0.7, 0.9)
-    record = first_record("four_step_student.py", *arguments, *L2)
-    pair = PairSet(pairs, CPU)
-    times = [0.0, *pair.select_states(3, [0.4, 0.7, 0.9]), 1.0]
-    pair = pair.gather(torch.arange(NUM_PAIRS - NUM_TRAINING, NUM_PAIRS))
-    x, losses = pair.noise, []
-    for (t, end), target in zip(pairwise(times), [*pair.states.unbind(1), pair.image], strict=True):
-        x = x + (end - t) * velocity(x, t, pair.labels)
-        losses.append((x - target).square().mean().item())
-    assert record["loss"] == pytest.approx(sum(losses) / 4, rel=1e-4)
-
-    student = load_checkpoint(tmp_path / "run" / "four_step.safetensors")
-    assert student.header["step_times"] == times[:-1] and student.settings.times == times
-    images = draw(random_network(), pair.noise, pair.labels, student.settings).images
-    torch.testing.assert_close(images, x)
-    compared = ("--compare", make_teacher(), student.path, "--num-images", 2, "--out", tmp_path / "comparison.png")
-    assert run_script("sample.py", *compared, "--num-steps", 4).status == 0
-
-
-def test_four_step_student_on_the_teachers_states(first_record, training_pairs):
-    """A quarter of the pairs, in the order of the run, is at the same one of its steps."""
+    A quarter of the pairs, in the order of the run, trains each of the steps; the last of them ends at the images.
+    """
     order = EpochOrder(NUM_TRAINING, NUM_TRAINING, seed=0).indices(0)
     path, labels = training_pairs.path[order], training_pairs.labels[order]
-    errors = []
-    quarters = (slice(0, 5), slice(5, 9), slice(9, 14), slice(14, 18))
-    for index, rows in enumerate(quarters):
-        start, end = path[rows, index], path[rows, index + 1]
-        errors.append((start + 0.25 * velocity(start, index / 4, labels[rows]) - end).square().flatten(1).mean(1))
-    record = first_record("four_step_student.py", "--batch-size", NUM_TRAINING, *L2)
-    assert record["loss"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
+    for index, rows in enumerate((slice(0, 5), slice(5, 9), slice(9, 14), slice(14, 18))):
+        start = path[rows, index]
+        yield start + 0.25 * velocity(start, index / 4, labels[rows]), path[rows, index + 1]
+
+
+@pytest.mark.parametrize("loss", ["l2", "pseudo-huber"])
+def test_four_step_student(loss, first_record, training_pairs):
+    record = first_record("four_step_student.py", "--batch-size", NUM_TRAINING, "--loss", loss)
+    landed, targets = map(torch.cat, zip(*landings(training_pairs), strict=True))
+    expected = (landed - targets).square().mean() if loss == "l2" else pseudo_huber(landed, targets).mean()
+    assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_path):
     """Pseudo-Huber everywhere; at t = 1, half of the features' distance beside it."""
     distance = FeatureDistance(save_feature_network(tmp_path / "features.safetensors"))
     arguments = ("--loss", "features", "--feature-network", tmp_path / "features.safetensors", "--feature-weight", 0.5)
-    pair, x, losses = training_pairs, training_pairs.noise, []
-    for t, target in zip((0, 0.25, 0.5, 0.75), [*pair.states.unbind(1), pair.image], strict=True):
-        x = x + 0.25 * velocity(x, t, pair.labels)
-        losses.append(pseudo_huber(x, target).mean().item())
-    expected = (sum(losses) + 0.5 * distance(x, pair.image).mean().item()) / 4
-    record = first_record("four_step_student.py", "--batch-size", 4 * NUM_TRAINING, "--own-share", 1, *arguments)
-    assert record["loss"] == pytest.approx(expected, rel=1e-4)
+    arguments = ("--batch-size", NUM_TRAINING, *arguments)
+    *to_states, (images, teachers) = landings(training_pairs)
+    losses = [pseudo_huber(landed, target) for landed, target in to_states]
+    losses.append(pseudo_huber(images, teachers) + 0.5 * distance(images, teachers))
+    record = first_record("four_step_student.py", *arguments)
+    assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
     header = load_checkpoint(tmp_path / "run" / "four_step.safetensors").header
     assert header["feature_network"] == sha256(tmp_path / "features.safetensors")
 
+    pair = training_pairs
     landed = pair.noise + velocity(pair.noise, 0, pair.labels)
     expected = pseudo_huber(landed, pair.image).mean() + 0.5 * distance(landed, pair.image).mean()
     shutil.rmtree(tmp_path / "run")
-    record = first_record("distill_student.py", "--batch-size", NUM_TRAINING, *arguments)
+    record = first_record("distill_student.py", *arguments)
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "times"), [("one_step", [0, 1]), ("four_step", [0, 0.3, 0.5, 0.8, 1])])
+@pytest.mark.parametrize(("stage", "times"), [("one_step", [0, 1]), ("four_step", [0, 0.25, 0.5, 0.75, 1])])
 def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, training_pairs, make_teacher, tmp_path):
     """A quarter of the images, beside those of all pairs; by the discriminator as it is at its start.
 
@@ -160,7 +115,6 @@ def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, t
     """
     network = save_feature_network(tmp_path / "features.safetensors")
     header = PairSet(tmp_path / "pairs", CPU).description | {"teacher": sha256(make_teacher()), "training_flop": 10**9}
-    header |= {"step_times": times[:-1]} if len(times) > 2 else {}
     save_model(tmp_path / "student.safetensors", stage, 0, arguments={}, **header)
     student = ("--student", tmp_path / "student.safetensors", "--feature-network", tmp_path / "features.safetensors")
     critic = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)

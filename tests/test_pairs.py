@@ -30,7 +30,7 @@ def generate(run_script, make_teacher, tmp_path):
 
 def test_a_pair_is_the_teachers_image_of_its_noise(generate, make_teacher, tmp_path):
     assert generate().status == 0
-    pairs = PairSet(tmp_path / "pairs", CPU)
+    pairs = PairSet(tmp_path / "pairs", CPU, TRAJECTORY_TIMES)
     batch = pairs.gather(torch.tensor([3, 17]))
     assert torch.equal(batch.noise[1], sample_noise(0, 17, 1, (3, 32, 32), "pairs")[0])
     assert batch.labels.tolist() == [3, 7]
@@ -98,7 +98,7 @@ def test_held_out_pairs_train_nothing(generate, tmp_path):
 
 def test_flips_mirror_the_whole_pair(generate, tmp_path):
     generate()
-    pairs = PairSet(tmp_path / "pairs", CPU)
+    pairs = PairSet(tmp_path / "pairs", CPU, TRAJECTORY_TIMES)
     plain = pairs.training_batch(torch.tensor([0, 1]), torch.tensor([False, False]))
     mirrored = pairs.training_batch(torch.tensor([0, 1]), torch.tensor([False, True]))
     assert torch.equal(mirrored.path[0], plain.path[0])
@@ -116,9 +116,10 @@ def test_unguidable_and_unconditional_teachers(generate, make_teacher, tmp_path)
 
 
 def test_states_are_kept_at_the_solvers_times_nearest_to_those_asked_for(generate, make_teacher, tmp_path):
-    assert generate("pairs", "--num-steps", 6, "--trajectory-times", 0.8, 0.3).status == 0
-    pairs = PairSet(tmp_path / "pairs", CPU)
+    result = generate("pairs", "--num-steps", 6, "--trajectory-times", 0.8, 0.3)
+    assert result.status == 0 and "four_step_student.py needs them at t = 0.25, 0.5, 0.75" in result.err
     kept = [time_grid("adams", 6)[index] for index in (2, 5)]
+    pairs = PairSet(tmp_path / "pairs", CPU, kept)
     assert pairs.header["trajectory_times"] == kept
     batch = pairs.gather(torch.tensor([3, 17]))
     settings = SamplingSettings("adams", 6, guidance_scale=2.0)
@@ -133,19 +134,17 @@ def test_times_that_the_solver_cannot_tell_apart_are_refused(generate, tmp_path)
     assert not (tmp_path / "pairs").exists()
 
 
-def test_a_student_chooses_among_the_states(generate, tmp_path):
-    generate("pairs", "--num-steps", 8, "--trajectory-times", 0.25, 0.5, 0.6, 0.75)
-    pairs = PairSet(tmp_path / "pairs", CPU)
-    everything = pairs.gather(torch.arange(5))
-    with pytest.raises(UserError, match=r"hold states at t = .*: choose --step-times"):
-        pairs.select_states(3)
-    assert pairs.select_states(3, [0.2, 0.6, 0.8]) == [0.25, pairs.header["trajectory_times"][2], 0.75]
-    assert torch.equal(pairs.gather(torch.arange(5)).states, everything.states[:, [0, 2, 3]])
-    assert pairs.select_states(0) == []
-    assert pairs.gather(torch.arange(5)).states is None
-    generate("bare", "--trajectory-times")
-    with pytest.raises(UserError, match=r"hold 0 states .* --trajectory-times"):
-        PairSet(tmp_path / "bare", CPU).select_states(3)
+def test_batches_hold_the_states_that_were_asked_for_and_by_default_none(generate, tmp_path):
+    result = generate("pairs", "--num-steps", 8, "--trajectory-times", 0.1, 0.25, 0.5, 0.6, 0.75)
+    assert result.status == 0 and "warning" not in result.err
+    held = PairSet(tmp_path / "pairs", CPU).header["trajectory_times"]
+    everything, quarters = (PairSet(tmp_path / "pairs", CPU, times) for times in (held, TRAJECTORY_TIMES))
+    rows = torch.tensor([7, 0, 3])
+    assert everything.gather(rows).states.shape == (3, 5, 3, 32, 32)
+    assert torch.equal(quarters.gather(rows).states, everything.gather(rows).states[:, [1, 2, 4]])
+    assert PairSet(tmp_path / "pairs", CPU).gather(rows).states is None
+    with pytest.raises(UserError, match=r"at t = 0.094, 0.25, 0.5, 0.612, 0.75, and those at 0.3, 0.5 are needed"):
+        PairSet(tmp_path / "pairs", CPU, (0.3, 0.5))
 
 
 def test_pairs_of_a_paused_teacher_come_with_a_warning(generate, tmp_path):

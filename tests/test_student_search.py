@@ -5,9 +5,10 @@ import shlex
 import sys
 
 import pytest
-from conftest import SMALL_CONFIG, save_model
+from conftest import ROOT, SMALL_CONFIG, save_model
 
 from benchmarks import stage_scripts, student_search
+from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS, Variant
 from common import pairs, presets
 from common.checkpoint import load_checkpoint
@@ -50,22 +51,25 @@ def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
 
 def test_variants_are_trained_for_the_flop_asked_for_and_only_once(search, tmp_path):
     rows, _ = search("one step, a quarter of the pairs, no flips", "one step, after four", "one step, after reflow")
-    names = ["one step, a quarter of the pairs, no flips", "four steps, for half the FLOP", "one step, after four"]
+    names = [
+        "one step, a quarter of the pairs, no flips",
+        "four steps, the teacher's states, for half the FLOP",
+        "one step, after four",
+    ]
     names += ["reflow, for half the FLOP", "one step, after reflow"]
     assert [row["variant"] for row in rows] == names
     for row, share in zip(rows, (1, 0.5, 1, 0.5, 1), strict=True):
         assert row["training_flop"] == pytest.approx(FLOP * share, rel=0.1)
     assert "--no-flips" in shlex.split(rows[0]["command"])
     assert [row["num_pairs"] for row in rows] == [1024, 2100, 2100, 2100, 2100]
-    assert "--step-times 0.25 0.5 0.75" in rows[1]["command"]
     students = [load_checkpoint(path) for path in sorted(tmp_path.glob("runs/*/one_step_after*/student.safetensors"))]
     assert [student.header["initial"]["stage"] for student in students] == ["four_step", "teacher"]
     assert students[0].header["images_seen"] == rows[2]["examples"] - rows[1]["examples"] > 0
 
-    page = (tmp_path / "rows.md").read_text()
+    written = (tmp_path / "rows.md").read_text()
     for row in rows[:3]:
         assert row["held_out_error"] > 0
-        assert f"| {row['variant']} | {row['held_out_error']:.5f} | {row['fid']['fid']:.2f} |" in page
+        assert f"| {row['variant']} | {row['held_out_error']:.5f} | {row['fid']['fid']:.2f} |" in written
     assert search("one step, after four") == (rows, [])
 
 
@@ -83,3 +87,14 @@ def test_what_cannot_be_compared_is_kept_apart(search, monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "HELD_OUT_PAIRS", 200)
     with pytest.raises(UserError, match="too few pairs"):
         search("one step, a quarter of the pairs")
+
+
+def test_the_recorded_rows_are_shown_and_stand_for_the_variants_of_their_names():
+    """Also those of options that were taken out: they have no variant any more."""
+    rows = [json.loads(line) for line in (ROOT / "docs/student_search.jsonl").read_text().splitlines()]
+    assert (ROOT / "docs/student_search.md").read_text() == page(rows)
+    for row in rows:
+        assert row["code"] in page([row])
+        if row["variant"] in STUDENTS:
+            assert row["definition"] == STUDENTS[row["variant"]].definition
+    assert {"four steps, the teacher's states", "one step"} < {row["variant"] for row in rows} & STUDENTS.keys()
