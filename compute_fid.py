@@ -22,7 +22,7 @@ import torch_fidelity
 
 from common import command_line, metrics
 from common.curves import fid_curve
-from common.device import Precision, choose_device, choose_precision
+from common.device import Precision
 from common.errors import UserError
 from common.feature_store import Features, FeatureStore
 from common.files import write_bytes
@@ -79,7 +79,7 @@ def step_counts(text: str) -> list[int]:
 
 def main() -> None:
     args = parse_args()
-    precision = choose_precision(args.precision, choose_device(args.device))
+    precision = command_line.sampling_precision(args)
     if args.output:
         read_results(args.output)  # a damaged file is found now, not after hours
 

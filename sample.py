@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common import command_line
 from common.checkpoint import Checkpoint
 from common.comparison import comparison_table, describe_samples, draw_column, draw_comparison, require_comparable
-from common.device import Precision, choose_device, choose_precision
+from common.device import Precision
 from common.errors import UserError
 from common.files import write_bytes
 from common.images import enlarged, image_grid, npz_bytes, save_picture
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    precision = choose_precision(args.precision, choose_device(args.device))
+    precision = command_line.sampling_precision(args)
     if args.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out must end in .png or .npz, not {args.out.name!r}")
     if args.enlarge and (args.compare or args.out.suffix == ".npz"):

@@ -24,9 +24,10 @@ from common.command_line import (
     add_sampling_arguments,
     load_teacher,
     run,
+    sampling_precision,
     sampling_settings,
 )
-from common.device import choose_device, choose_precision, describe_machine
+from common.device import describe_machine
 from common.distances import mean_squared, share_of_variance, variance_around_class_mean
 from common.noise import BLOCK_SIZE, sample_noise
 from common.sampling import balanced_labels, draw
@@ -44,8 +45,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
+    precision = sampling_precision(args)
+    device = precision.device
     teacher = load_teacher(args.teacher, args, device, otherwise="give the teacher whose pairs it learned from")
     settings = sampling_settings(args, teacher, teacher.settings)
     images, of_mirrored_noise, labels = [], [], balanced_labels(range(len(teacher.class_names)), 0, args.num_samples)

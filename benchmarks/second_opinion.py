@@ -30,7 +30,7 @@ from common import command_line
 from common.checkpoint import Checkpoint, code_version, load_feature_network
 from common.classifier import Classifier
 from common.data import ImageData, images_behind
-from common.device import Precision, choose_device, choose_precision, describe_machine
+from common.device import Precision, describe_machine
 from common.distillation import error_on_pairs
 from common.errors import UserError
 from common.image_sets import ModelSamples
@@ -105,7 +105,7 @@ class Judge:
 
 def main() -> None:
     args = parse_args()
-    precision = choose_precision(args.precision, choose_device(args.device))
+    precision = command_line.sampling_precision(args)
     if args.output:
         read_results(args.output, NEEDED_OF_OPINIONS)  # a damaged file is found now, not after hours
     models = [command_line.load_guided(path, args, precision.device) for path in args.models]

@@ -246,6 +246,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 3), "--batch-size 3 is too small"),
         (("distill_student.py", "--out", "s", *SHORT, "--feature-network", "x"), "--feature-network is for --loss"),
         (("sample.py", MODELS[0], "--solver", "dopri5", "--num-steps", 9), "dopri5 chooses its own steps"),
+        (("sample.py", MODELS[0], "--solver", "dopri5", "--precision", "bf16"), "dopri5 needs --precision fp32"),
         (("teacher_rectified_flow.py", "--pairs", "noise_pairs", "--data", "shapes", *SHORT), "--data is of images"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
         (

@@ -4,11 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 from conftest import ROOT
 
+from common.command_line import sampling_precision
 from common.device import choose_precision
 
 CPU = torch.device("cpu")
@@ -28,6 +30,15 @@ def test_auto_is_bf16_where_the_processor_is_faster_at_it(monkeypatch, processor
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     assert choose_precision("auto", CPU).name == precision
     assert choose_precision("bf16", CPU).name == "bf16"
+
+
+def test_dopri5_runs_in_fp32_where_other_solvers_run_in_bf16(monkeypatch):
+    monkeypatch.setattr("common.device.has_fast_bf16", lambda device: True)
+    names = [
+        sampling_precision(Namespace(solver=solver, precision="auto", device="cpu")).name
+        for solver in (None, "adams", "dopri5")
+    ]
+    assert names == ["bf16", "bf16", "fp32"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
