@@ -93,8 +93,9 @@ within a table, not across tables. KID is the mean over 100 subsets of 1,000; pr
 files (quality 75, 4:2:0 chroma): figures against it are not those of the published protocol, which takes the
 originals. In the commands, FOLDER is the folder of these files, and STATISTICS.npz the mean and covariance of their
 features, as `compute_fid.py --reference FOLDER` leaves them in data/features/*/statistics.npz: they give FID alone.
-Settings were chosen by seed 1000, which favours what they were chosen for: fresh seeds may score a little worse.
-Tables that begin with *Not shipped* are of earlier models, and of what came on the way to the shipped ones."""
+CFG is classifier-free guidance; autoguidance is by the guide, a weaker network. Settings were chosen by seed 1000,
+which favours what they were chosen for: fresh seeds may score a little worse. Tables that begin with *Not shipped* are
+of earlier models, and of what came on the way to the shipped ones."""
 
 
 def is_guide(checkpoint: Checkpoint) -> bool:

@@ -66,7 +66,7 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
     group.add_argument(
         "--guide",
         type=Path,
-        help="that of the pairs, if they had one: runs the teacher beside the student in the report",
+        help="the guide that the pairs were made with, if any: the held-out report then runs the teacher with it",
     )
     add_training_arguments(parser, recipe, out)
     command_line.add_device_arguments(parser)

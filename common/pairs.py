@@ -1,4 +1,4 @@
-"""Noise pairs on disk: what the teacher makes of each noise sample, in `.pt` shards that explain themselves.
+"""Noise pairs on disk: noise samples and the images that the teacher makes of them, in self-describing `.pt` shards.
 
 A shard is a dictionary of tensors and one `header` of plain values, read with `weights_only=True, mmap=True`:
 
@@ -6,7 +6,7 @@ A shard is a dictionary of tensors and one `header` of plain values, read with `
 - `states`: fp16 (n, times, C, H, W), the teacher's states at `header["trajectory_times"]`, where there are any;
 - `labels`: int64 (n,), where the teacher has classes.
 
-The pairs are a function of the header: what is lost can be made again.
+The pairs are a function of the header, so a lost shard can be made again.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ TRAJECTORY_TIMES = (0.25, 0.5, 0.75)
 """Where a four-step student's steps begin and end, beside 0 and 1: the teacher's states there are kept by default."""
 SHARD_SIZE = 1024
 HELD_OUT_PAIRS = 512
-"""So many first pairs of a set, at most a tenth of it, train nothing; they stay the same when a large set grows."""
+"""At most so many of a set's first pairs are held out, and at most a tenth: as a large set grows they stay the same."""
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -71,7 +71,7 @@ def recipe_of(header: dict) -> dict:
 def existing_count(path: Path, recipe: dict) -> int:
     """How many pairs the shard at `path` holds already; 0 where there is none.
 
-    Raises UserError where it was made otherwise than `recipe` says: nothing of it is ever overwritten.
+    Raises UserError for a shard of another recipe, which is never overwritten.
     """
     if not path.exists():
         return 0
@@ -87,7 +87,7 @@ def existing_count(path: Path, recipe: dict) -> int:
 
 
 def held_out_of(count: int) -> int:
-    """How many of a set's first pairs train nothing."""
+    """How many of a set's first pairs are held out."""
     return min(HELD_OUT_PAIRS, count // 10)
 
 
@@ -102,7 +102,7 @@ class PairBatch:
 
     @property
     def path(self) -> Tensor:
-        """The teacher's way from noise to image (n, times + 2, C, H, W)."""
+        """The teacher's states from noise to image (n, times + 2, C, H, W)."""
         return torch.cat([self.noise[:, None], self.states, self.image[:, None]], dim=1)
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ class PairSet:
 
     @property
     def description(self) -> dict:
-        """What a model that learns from these pairs keeps of them in its header."""
+        """What the header of a model trained on these pairs records of them."""
         flop = sum(shard["header"]["flop"] for shard in self.shards)
         return {"pairs": self.header, "num_pairs": self.count, "pair_generation_flop": flop}
 
@@ -167,13 +167,15 @@ class PairSet:
             )
 
     def require_student(self, student: Checkpoint) -> None:
-        """Raises UserError for a student of pairs that were made otherwise, though perhaps of fewer of these."""
+        """Raises UserError for a student whose pairs were made by another recipe; their number may differ."""
         if canonical_json(student.header.get("pairs")) != canonical_json(self.header):
             raise UserError(f"{student.path} did not learn from pairs like those in {self.folder}")
 
     def require_held_out_unseen(self, student: dict, path: Path) -> None:
-        """Raises UserError for a student, by its header, that learned from fewer of these pairs: perhaps from some that
-        are held out now. So it is with all that it began as.
+        """`student`: the header of the checkpoint at `path`.
+
+        Raises UserError if the student, or a model that it was initialised from, may have trained on pairs that are now
+        held out.
         """
         count = student.get("num_pairs")
         same = canonical_json(student.get("pairs")) == canonical_json(self.header)
@@ -212,7 +214,7 @@ class PairSet:
         return batch
 
     def held_out(self) -> PairBatch:
-        """The pairs that train nothing."""
+        """The held-out pairs."""
         return self.gather(torch.arange(self.held_out_count))
 
     def gather(self, indices: Tensor) -> PairBatch:
@@ -238,7 +240,7 @@ class PairSet:
 
 
 def how_guided(recipe: dict) -> str:
-    """With which guide pairs were made, for a sentence about them."""
+    """A phrase that names the guide of pairs by their recipe, for messages."""
     return f"with the guide of SHA-256 {recipe['guide'][:12]}..." if recipe.get("guide") else "without a guide"
 
 

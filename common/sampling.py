@@ -1,4 +1,4 @@
-"""From a model and seeds to images: guidance, counting of network calls, and batches that never change a sample."""
+"""From a model and seeds to images: guidance, the count of network calls, samples that do not depend on their batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +21,11 @@ class SamplingSettings:
     solver: str = "adams"
     num_steps: int = 20
     guidance_scale: float = 1.0
-    """1 is no guidance; w extrapolates the conditional velocity v_c from the unconditional v_0: v_0 + w (v_c - v_0)."""
+    """Classifier-free guidance: w follows v_0 + w (v_c - v_0), of the velocities without and with labels. 1 is none."""
     guidance_interval: tuple[float, float] = (0.1, 0.8)
     """The times t at which guidance of either kind is applied (Kynkaanniemi et al. 2024)."""
     guide_scale: float = 1.0
-    """1 is none; w extrapolates from the velocity v_g of a second, weaker network, by (w - 1) (v_c - v_g)."""
+    """Autoguidance: w adds (w - 1) (v_c - v_g), with the velocity v_g of a second, weaker network. 1 is none."""
 
     def __post_init__(self):
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
@@ -50,24 +50,28 @@ class SamplingSettings:
         return time_grid(self.solver, self.num_steps)
 
     def to_dict(self) -> dict:
-        """As JSON values. What is as it always was is left out: what was made before there was a choice stays valid."""
+        """As JSON values.
+
+        Optional fields at their defaults are omitted, so files written before those fields existed still compare equal.
+        """
         values = asdict(self)
         if not self.needs_guide:
             del values["guide_scale"]
         return values
 
     def describe(self) -> str:
+        """Such as "adams 20, CFG 1.3, autoguidance 1.7 for t in [0.1, 0.8]"; CFG is classifier-free guidance."""
         steps = self.solver if self.solver == "dopri5" else f"{self.solver} {self.num_steps}"
-        guidance = f"guidance {self.guidance_scale:g}" if self.guidance_scale != 1 else ""
-        guide = f"guide {self.guide_scale:g}" if self.needs_guide else ""
-        if not guidance and not guide:
+        guidance = [f"CFG {self.guidance_scale:g}"] if self.guidance_scale != 1 else []
+        guidance += [f"autoguidance {self.guide_scale:g}"] if self.needs_guide else []
+        if not guidance:
             return steps
         low, high = self.guidance_interval
-        return f"{steps}, {' and '.join(filter(None, (guidance, guide)))} for t in [{low:g}, {high:g}]"
+        return f"{', '.join([steps, *guidance])} for t in [{low:g}, {high:g}]"
 
 
 TEACHER_SETTINGS = SamplingSettings(guidance_scale=2.0)
-"""How a teacher is run where nobody says otherwise: 20 steps, guided in the middle of the flow."""
+"""A teacher's default: 20 steps, with classifier-free guidance in the middle of the flow."""
 
 
 class GuidedVelocity:
@@ -98,7 +102,7 @@ class GuidedVelocity:
         return self._guided(conditional, x, times) if self.settings.guides_at(t) else conditional
 
     def at_times(self, x: Tensor, times: Tensor) -> Tensor:
-        """Of samples (N, C, H, W) that are each at a time of its own (N,). Those not guided cost as the others do."""
+        """Of samples (N, C, H, W) at times (N,). Outside the guidance interval they cost as many calls as inside."""
         conditional = self._conditional(x, times)
         guided = self._guided(conditional, x, times)
         return torch.where(per_sample(self.settings.guides_at(times), x), guided, conditional)
@@ -180,9 +184,11 @@ def draw_in_steps(
     precision: Precision | None = None,
     guide: nn.Module | None = None,
 ) -> Iterator[Step]:
-    """`draw`, step by step, for those who want to watch: ends at the same images. Not for `dopri5`.
+    """`draw`, yielding after each step of a fixed-step solver; the last state is the images of `draw`, to the bit.
 
-    Between the steps nothing of torch's state is changed, so that one thread can go on with several in turn.
+    Between steps, gradient mode and autocast are the caller's: one thread can advance several of these in turn.
+
+    Raises ValueError for `dopri5`.
     """
     noise, labels = _on_device_of(model, noise, labels)
     velocity = GuidedVelocity(model, labels, settings, guide)

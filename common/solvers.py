@@ -96,7 +96,7 @@ def nearest_times(wanted: Sequence[float], times: Sequence[float]) -> list[float
 
 
 def in_words(times: Sequence[float]) -> str:
-    """Times for people, to three decimals."""
+    """The times as text, to three decimals: "0.25, 0.5, 0.75"."""
     return ", ".join(f"{time:.3f}".rstrip("0").rstrip(".") for time in times)
 
 

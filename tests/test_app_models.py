@@ -147,4 +147,4 @@ def test_a_guide_beside_the_teacher_is_used_and_named(open_app, model_folder, ma
 
 def other_recipes(app: AppTest) -> int:
     """How many students say that they learned from other images of their teacher than those on the page."""
-    return sum("this teacher's images by adams 20, guidance 2" in text.value for text in app.markdown)
+    return sum("this teacher's images by adams 20, CFG 2" in text.value for text in app.markdown)

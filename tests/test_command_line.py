@@ -97,7 +97,7 @@ def test_the_held_out_report_is_that_of_its_definition(pipeline, run_script):
     error = (expected - pairs.image).square().mean().item()
     printed = next(line for line in report.splitlines() if "student, 1 step" in line)
     assert float(printed.split()[3]) == pytest.approx(error, rel=0.02)
-    assert "teacher, euler 2, guidance 2" in report
+    assert "teacher, euler 2, CFG 2" in report
 
 
 def test_unconditional_training(run_script, image_folder, tmp_path):

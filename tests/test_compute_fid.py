@@ -177,7 +177,7 @@ def test_a_sweep_draws_teacher_and_students(compute_fid, results, make_teacher, 
     assert outcome.status == 0, outcome.err
     measured = [(line["stage"], line["num_steps"], line["nfe"]) for line in results()]
     assert measured == [("teacher", 1, 1), ("teacher", 2, 3), ("teacher", 4, 7), ("four_step", 4, 4)]
-    assert all(f"euler {steps}, guidance 2" in outcome.out for steps in (1, 2, 4))
+    assert all(f"euler {steps}, CFG 2" in outcome.out for steps in (1, 2, 4))
     assert Image.open(figure).size > (500, 300)
 
 

@@ -54,10 +54,11 @@ def test_samples_are_guided_as_asked(run_script, teacher_and_guide, tmp_path):
     settings = json.loads(str(saved["settings"]))
     assert settings["guide"] == load_checkpoint(guide).sha256
     assert (settings["guidance_scale"], settings["guide_scale"]) == (1.0, 2.0)
-    assert "guide 2 for t in [0.1, 0.8]" in result.out and "NFE 7" in result.out  # 4 evaluations, 3 of them guided
+    # 4 evaluations, 3 of them guided
+    assert "adams 4, autoguidance 2 for t in [0.1, 0.8]" in result.out and "NFE 7" in result.out
 
     both = run_script("sample.py", *arguments, "--guidance-scale", 1.5, "--guide-scale", 3)
-    assert "guidance 1.5 and guide 3" in both.out and "NFE 10" in both.out
+    assert "CFG 1.5, autoguidance 3" in both.out and "NFE 10" in both.out
     assert (np.load(out)["arr_0"] != saved["arr_0"]).any()
 
 

@@ -127,7 +127,7 @@ def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
     header, rows = table_of([result(), result(stage=None, solver=None, recall=0.5, drawing_seconds=25.0)])
     assert "ms an image" not in header  # of the first it is not known, the second was drawn elsewhere
     assert [row[header.index("recall")] for row in rows] == ["", "0.500"]
-    assert shown["run"] == "euler 4, guidance 2 for t in [0.1, 0.8]"
+    assert shown["run"] == "euler 4, CFG 2 for t in [0.1, 0.8]"
     assert run_of(result(stage=None, solver=None)) == ""
 
 
@@ -151,7 +151,7 @@ def test_a_curve_has_a_line_for_each_model_or_way_of_running_it():
     group = [result(nfe=7, num_steps=4, fid=20.0), result(nfe=1, num_steps=1, fid=90.0)]
     group += [result(nfe=47, num_steps=14, solver="edm-heun", fid=10.0), result(fid=None, nfe=3, num_steps=3)]
     students = [result(stage="one_step", checkpoint=letter * 64, nfe=1, num_steps=1, fid=30.0) for letter in "fg"]
-    guided = "guidance 2 for t in [0.1, 0.8]"
+    guided = "CFG 2 for t in [0.1, 0.8]"
     assert curve_series([*group, *students]) == {
         f"teacher, euler, {guided}": [(1, 90.0), (7, 20.0)],
         f"teacher, edm-heun 14, {guided}": [(47, 10.0)],
@@ -241,7 +241,7 @@ def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
     group += [result(fid=12.5, seed=2, arithmetic="bf16")]  # the same seed, and no third one
     group += [result(fid=None, seed=3), result(fid=9.0, seed=1, checkpoint="f" * 64, stage="one_step")]
     (paragraph,) = spread_over_seeds(group)
-    expected = "- teacher, euler 4, guidance 2 for t in [0.1, 0.8], fp32: 11.00, standard deviation 1.41 of 2 seeds"
+    expected = "- teacher, euler 4, CFG 2 for t in [0.1, 0.8], fp32: 11.00, standard deviation 1.41 of 2 seeds"
     assert paragraph.splitlines()[2:] == [expected]
     assert spread_over_seeds(group[:1]) == []
 
@@ -264,7 +264,7 @@ def test_the_settings_that_were_tried_are_shown_best_first():
     tried[1] |= {"guide_training_flop": 2e14, "guide_parameters": 750_000}
     section = guidance_section(tried)
     first, second = section.splitlines()[-2:]
-    assert "guide 2 for t in" in first and "| 2e+14, 750,000 | 7 | 12.00 |" in first and "| 14.00 |" in second
+    assert "autoguidance 2 for t in" in first and "| 2e+14, 750,000 | 7 | 12.00 |" in first and "| 14.00 |" in second
     assert "2 settings" in section and "10,000 samples" in section and "some machine, fp32" in section
     with pytest.raises(UserError, match="differ in one of"):
         guidance_section([*tried, result(seed=1)])

@@ -76,7 +76,7 @@ def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kep
     assert commands[0][1] == str(tmp_path / "teacher_ema_0.998.safetensors")
     assert str(tmp_path / "snapshots" / "step_0002000_ema_0.998.safetensors") in commands[0]
     (cells,) = guidance_cells(row)
-    assert cells[3:] == ("edm-heun 14, guide 2 for t in [0.1, 0.8]", "47", "1000.00", "2.50 ± 0.71 (2)")
+    assert cells[3:] == ("edm-heun 14, autoguidance 2 for t in [0.1, 0.8]", "47", "1000.00", "2.50 ± 0.71 (2)")
 
     row["steps"] = 3999
     with pytest.raises(UserError, match="no snapshot"):
