@@ -17,7 +17,7 @@ from torch import Tensor
 from common import command_line
 from common.checkpoint import prepare
 from common.classifier import Classifier, ClassifierConfig
-from common.data import EpochOrder, cutout, load_images, random_crops, split_held_out
+from common.data import EpochOrder, ImageData, cutout, load_images, random_crops, split_held_out
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.noise import derive_seed
@@ -62,14 +62,11 @@ def main() -> int:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
+    by_rotation = args.task == "rotation"
 
     # Data
     image_size = changed(ClassifierConfig(num_classes=2), args.network, "the classifier").image_size
-    if args.crop_padding >= image_size:
-        raise UserError(f"--crop-padding {args.crop_padding} shifts images of {image_size} pixels out of sight")
-    data = load_images(args.data, args.data_dir, image_size, args.crop)
-    if args.task == "classes" and len(data.class_names) < 2:
-        raise UserError(f"the images in {args.data_dir} are all of one class: --task rotation needs no classes")
+    data = load_data(args, image_size)
     training, held_out = (part.to(device) for part in split_held_out(data, args.val_fraction))
     if not len(training):
         raise UserError("there are no images to train on: lower --val-fraction or add images")
@@ -77,53 +74,29 @@ def main() -> int:
 
     # Model
     torch.manual_seed(derive_seed("weights", args.seed))
-    num_classes = len(data.class_names) if args.task == "classes" else QUARTER_TURNS
+    num_classes = QUARTER_TURNS if by_rotation else len(data.class_names)
     model = prepare(Classifier(changed(ClassifierConfig(num_classes), args.network, "the classifier")), device)
 
     # Loss
-    def question(images: Tensor, labels: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """What is shown (n, C, H, W), and what must be told of it (n,). `turns` (n,): for the task of rotation."""
-        return (images, labels) if args.task == "classes" else (rotated(images, turns), turns)
-
     def batch_loss(network, step):
         generator = step_generator(args.seed, step, device)
         indices = order.indices(step).to(device)
-        images, labels = training.batch(indices, random_flips(len(indices), not args.no_flips, generator))
+        images, targets = training.batch(indices, random_flips(len(indices), not args.no_flips, generator))
         images = cutout(random_crops(images, args.crop_padding, generator), args.cutout, generator)
-        turns = torch.randint(QUARTER_TURNS, (len(images),), generator=generator, device=device)
-        images, answers = question(images, labels, turns)
-        return F.cross_entropy(network(images), answers, label_smoothing=LABEL_SMOOTHING)
-
-    mirrors_help = args.task == "classes" and not args.no_flips  # a mirrored picture is turned the other way
-
-    def evaluate(network):
-        """On the held-out images: cross-entropy, accuracy, and accuracy with the help of their mirror images."""
-        loss, correct, correct_with_mirrored = 0.0, 0, 0
-        for indices in torch.arange(len(held_out), device=device).split(CHUNK):
-            images, labels = held_out.batch(indices)
-            images, answers = question(images, labels, indices % QUARTER_TURNS)
-            logits = network(images)
-            loss += F.cross_entropy(logits, answers, reduction="sum").item()
-            correct += (logits.argmax(dim=1) == answers).sum().item()
-            if mirrors_help:
-                logits = logits + network(images.flip(3))
-                correct_with_mirrored += (logits.argmax(dim=1) == answers).sum().item()
-        count = len(held_out)
-        if not count:
-            return {}
-        accuracies = {"held_out_accuracy": correct / count}
-        if mirrors_help:
-            accuracies["held_out_accuracy_with_mirrored"] = correct_with_mirrored / count
-        return {"held_out_loss": loss / count, **accuracies}
+        if by_rotation:
+            targets = torch.randint(QUARTER_TURNS, (len(images),), generator=generator, device=device)
+            images = rotated(images, targets)
+        return F.cross_entropy(network(images), targets, label_smoothing=LABEL_SMOOTHING)
 
     # Training
+    with_mirrored = not by_rotation and not args.no_flips  # a mirrored picture is turned the other way
     trainer = Trainer(
         args,
         model,
         precision,
         weights_name="feature_network.safetensors",
         batch_loss=batch_loss,
-        evaluate=evaluate,
+        evaluate=lambda network: measure(network, held_out, by_rotation, with_mirrored),
         header={
             "stage": "feature_network",
             "class_names": data.class_names,
@@ -133,16 +106,53 @@ def main() -> int:
     )
     status = trainer.train()
     if status == 0 and len(held_out):
-        with torch.no_grad(), precision.autocast():
-            measured = evaluate(trainer.ema_model.eval())
+        with precision.autocast():
+            measured = measure(trainer.ema_model.eval(), held_out, by_rotation, with_mirrored)
         print(f"{measured['held_out_accuracy']:.2%} of {len(held_out):,} held-out images are told right")
-        if mirrors_help:
+        if with_mirrored:
             print(f"{measured['held_out_accuracy_with_mirrored']:.2%} with the help of their mirror images")
     return status
 
 
+def load_data(args: argparse.Namespace, image_size: int) -> ImageData:
+    """Raises UserError for images that cannot teach the task, or that --crop-padding would shift out of sight."""
+    if args.crop_padding >= image_size:
+        raise UserError(f"--crop-padding {args.crop_padding} shifts images of {image_size} pixels out of sight")
+    data = load_images(args.data, args.data_dir, image_size, args.crop)
+    if args.task == "classes" and len(data.class_names) < 2:
+        raise UserError(f"the images in {args.data_dir} are all of one class: --task rotation needs no classes")
+    return data
+
+
+@torch.no_grad()
+def measure(network: Classifier, data: ImageData, by_rotation: bool, with_mirrored: bool) -> dict[str, float]:
+    """Cross-entropy and accuracy on images, by name; nothing where there are none.
+
+    By rotation: of image i turned i times. `with_mirrored`: also the accuracy of the logits of an image and its mirror
+    image added up.
+    """
+    loss, correct, correct_with_mirrored = 0.0, 0, 0
+    for indices in torch.arange(len(data), device=data.labels.device).split(CHUNK):
+        images, targets = data.batch(indices)
+        if by_rotation:
+            targets = indices % QUARTER_TURNS
+            images = rotated(images, targets)
+        logits = network(images)
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        correct += (logits.argmax(dim=1) == targets).sum().item()
+        if with_mirrored:
+            logits = logits + network(images.flip(3))
+            correct_with_mirrored += (logits.argmax(dim=1) == targets).sum().item()
+    if not len(data):
+        return {}
+    measured = {"held_out_loss": loss / len(data), "held_out_accuracy": correct / len(data)}
+    if with_mirrored:
+        measured["held_out_accuracy_with_mirrored"] = correct_with_mirrored / len(data)
+    return measured
+
+
 def rotated(images: Tensor, turns: Tensor) -> Tensor:
-    """Each image (N, C, size, size) by its number of quarter turns (N,) (Gidaris et al. 2018)."""
+    """Each image (N, C, size, size), turned by its number of quarter turns (N,) (Gidaris et al. 2018)."""
     every = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(QUARTER_TURNS)])
     return every[turns, torch.arange(len(images), device=images.device)]
 

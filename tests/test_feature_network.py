@@ -1,5 +1,6 @@
 """The feature network: its stage through the command line, and the pieces that it brings."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,13 @@ from PIL import Image
 
 from common.checkpoint import load_checkpoint, load_feature_network
 from common.classifier import Classifier, ClassifierConfig
-from common.data import cutout, load_images, random_crops, split_held_out
+from common.data import EpochOrder, cutout, load_images, random_crops, split_held_out
 from common.errors import UserError
 from common.images import to_float
+from common.noise import derive_seed
 from common.run_log import read_metrics
+from common.training import step_generator
+from feature_network import rotated
 
 SMALL = ("--network", '{"widths": [8, 16, 16]}', "--batch-size", 50, "--warmup-steps", 5)
 
@@ -56,9 +60,53 @@ def test_one_class_has_nothing_to_tell_apart_but_can_be_turned(train, one_class,
     result, _ = train(one_class)
     assert result.status == 1 and "--task rotation" in result.error_line
     assert not (tmp_path / "features").exists()
-    result, path = train(one_class, "--task", "rotation", steps=10)
+    result, path = train(one_class, "--task", "rotation", "--val-fraction", 0.5, "--precision", "fp32", steps=10)
     assert result.status == 0, result.err
-    assert load_feature_network(path)[0].config.num_classes == 4
+    network = load_feature_network(path)[0]
+    assert network.config.num_classes == 4
+    _, held_out = split_held_out(load_images("folder", one_class), 0.5)
+    turned = [np.rot90(image, index % 4, axes=(1, 2)) for index, image in enumerate(held_out.images.numpy())]
+    logits = network(to_float(torch.from_numpy(np.stack(turned))))
+    record = read_metrics(tmp_path / "features" / "metrics.jsonl")[-1]
+    expected = F.cross_entropy(logits, torch.arange(len(turned)) % 4).item()
+    assert record["held_out_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_each_image_is_rotated_by_its_own_number_of_quarter_turns():
+    images, turns = torch.rand(12, 3, 6, 6), torch.arange(12).roll(5) % 4
+    for image, turn, result in zip(images.numpy(), turns, rotated(images, turns).numpy(), strict=True):
+        assert (result == np.rot90(image, int(turn), axes=(1, 2))).all()
+
+
+def test_the_rotation_task_trains_on_turned_images_and_their_turns(train, one_class, tmp_path):
+    """The loss of the first step, written out: what is shown is turned, and the targets are the turns."""
+    how = (
+        "--task",
+        "rotation",
+        "--precision",
+        "fp32",
+        "--crop-padding",
+        0,
+        "--cutout",
+        0,
+        "--no-flips",
+        "--log-every",
+        1,
+    )
+    result, _ = train(one_class, *how, "--val-fraction", 0, "--batch-size", 40, "--warmup-steps", 0, steps=2)
+    assert result.status == 0, result.err
+    torch.manual_seed(derive_seed("weights", 0))
+    network = Classifier(ClassifierConfig(num_classes=4, widths=(8, 16, 16))).train()
+    data, generator = load_images("folder", one_class), step_generator(0, 0, torch.device("cpu"))
+    torch.rand(40, generator=generator)  # the flips
+    turns = torch.randint(4, (40,), generator=generator)
+    order = EpochOrder(40, 40, seed=0).indices(0)
+    turned = [
+        np.rot90(image, int(turn), axes=(1, 2)) for image, turn in zip(data.images[order].numpy(), turns, strict=True)
+    ]
+    expected = F.cross_entropy(network(to_float(torch.from_numpy(np.stack(turned)))), turns, label_smoothing=0.2)
+    first = read_metrics(tmp_path / "features" / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_feature_network_makes_no_images(train, image_folder, run_script, tmp_path, make_teacher):
