@@ -85,7 +85,11 @@ class FrechetCritic(nn.Module):
         """A scalar loss of the student's images (N, C, H, W)."""
         return self.running(self.network[0].summary(images))
 
-    def update(self, step: int) -> None:
+    def loss(self, step: int) -> None:
+        return None
+
+    def update(self) -> None:
+        """Adds the student's latest images to the moments."""
         self.running.update()
 
 
@@ -115,13 +119,13 @@ class AdversarialCritic(nn.Module):
         self.latest = [features.detach() for features in maps]
         return -self._answers(maps).mean()
 
-    def update(self, step: int) -> None:
-        """One step of the discriminator, on the student's latest images and as many real ones."""
+    def loss(self, step: int) -> Tensor:
+        """The discriminator's, on the student's latest images and as many real ones."""
         with torch.no_grad():
             real = self._maps(self._real_images(step))
-        loss = F.relu(1 - self._answers(real)).mean() + F.relu(1 + self._answers(self.latest)).mean()
-        self.optimizer.zero_grad(set_to_none=True)  # the student's step left gradients here, too
-        loss.backward()
+        return F.relu(1 - self._answers(real)).mean() + F.relu(1 + self._answers(self.latest)).mean()
+
+    def update(self) -> None:
         self.optimizer.step()
 
     def _real_images(self, step: int) -> Tensor:

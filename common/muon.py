@@ -43,8 +43,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, gradients, 1 - inertia)
             ahead = torch._foreach_lerp(gradients, momenta, inertia)  # Nesterov's
             steps = [as_matrix(step.contiguous(memory_format=torch.channels_last)) for step in ahead]
-            with torch.autocast(steps[0].device.type, enabled=False):  # whoever calls: it needs fp32
-                directions = orthogonalised(steps)
+            directions = orthogonalised(steps)
             torch._foreach_mul_(kernels, 1 - rate * group["weight_decay"])
             for kernel, direction in zip(kernels, directions, strict=True):
                 as_matrix(kernel).add_(direction, alpha=-rate * 0.2 * math.sqrt(max(direction.shape)))

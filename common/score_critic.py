@@ -55,16 +55,16 @@ class ScoreCritic(nn.Module):
             target = images + towards_teacher / usual
         return (self.updates >= self.HEAD_START) * F.mse_loss(images, target) / 2
 
-    def update(self, step: int) -> None:
-        """One step of the follower, on the student's latest images."""
+    def loss(self, step: int) -> Tensor:
+        """The follower's, on the student's latest images."""
         images, labels = self.latest
         generator = step_generator(derive_seed("critic", self.seed), step, images.device)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         t = flow.sample_times("uniform", len(images), generator, images.device)
         velocity = self.follower(flow.interpolate(noise, images, t), t, labels)
-        loss = F.mse_loss(velocity, flow.target_velocity(noise, images))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        return F.mse_loss(velocity, flow.target_velocity(noise, images))
+
+    def update(self) -> None:
         self.optimizer.step()
         self.updates += 1
 

@@ -50,7 +50,13 @@ BEGINNING = ("initial", "initial_flop")
 class Critic(Protocol):
     """A part of the loss that learns beside the network, after each of its steps, and whose state is the run's."""
 
-    def update(self, step: int) -> None: ...
+    def zero_grad(self) -> None: ...
+
+    def loss(self, step: int) -> Tensor | None:
+        """What it learns from in step `step`, under autocast: a scalar, or None where it learns without a gradient."""
+
+    def update(self) -> None:
+        """Its own step, after the backward pass of `loss` and outside autocast."""
 
     def state_dict(self) -> dict: ...
 
@@ -64,7 +70,8 @@ class Trainer:
     derived from the run's seed and `step`. `evaluate(ema_network)` returns what was measured on held-out samples, by
     name. `preview(ema_network)` returns a picture. `model.config.to_dict()` says what the network is. `header` goes
     into the weights' header, and a run is only resumed with the same one. After each of `snapshot_steps`, the EMA
-    weights also go to a file of their own. A `critic` that the loss asks is told when a step is made.
+    weights also go to a file of their own. A `critic`, which `batch_loss` asks, makes a step after each of the
+    network's.
     """
 
     def __init__(
@@ -181,11 +188,18 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.gradient_clip)
         self.optimizer.step()
         if self.critic:
-            with self.precision.autocast():
-                self.critic.update(self.step)
+            self._critic_backward(self.step)
+            self.critic.update()
         for average in self.averages.values():
             average.update_parameters(self.model)
         return torch.stack([loss.detach(), norm])
+
+    def _critic_backward(self, step: int) -> None:
+        self.critic.zero_grad()  # the network's backward pass left gradients here, too
+        with self.precision.autocast():
+            loss = self.critic.loss(step)
+        if loss is not None:
+            loss.backward()
 
     def _require_finite(self) -> None:
         """Raises UserError where the loss or the gradient of a step is not finite; no such step has been saved."""
@@ -213,15 +227,14 @@ class Trainer:
         return {"seconds": round(self.meter.seconds, 1), "training_flop": float(self.training_flop)}
 
     def _count_flop(self) -> int:
-        """Of a step: forward and backward passes of every network in it, and what a critic's optimiser multiplies."""
+        """Of a step: forward and backward passes of every network in it, a critic's included, but no optimiser."""
         model = deepcopy(self.model).train()
-        before = deepcopy(self.critic.state_dict()) if self.critic else None
-        with FlopCounterMode(display=False) as counter, self.precision.autocast():
-            self.batch_loss(model, 0).backward()
+        with FlopCounterMode(display=False) as counter:
+            with self.precision.autocast():
+                loss = self.batch_loss(model, 0)
+            loss.backward()
             if self.critic:
-                self.critic.update(0)
-        if self.critic:
-            self.critic.load_state_dict(before)
+                self._critic_backward(0)
         return counter.get_total_flops()
 
     def _resume(self) -> None:

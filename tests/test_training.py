@@ -85,16 +85,6 @@ def test_muon_makes_the_steps_of_torch_muon_and_adamw_moves_the_rest(monkeypatch
             assert torch.equal(parameter, other)
 
 
-def test_muon_steps_in_fp32_whoever_calls_it():
-    """A critic learns within the autocast of the training step."""
-    kernels = [nn.Parameter(torch.zeros(8, 4, 3, 3).to(memory_format=torch.channels_last)) for _ in range(2)]
-    for kernel, autocast in zip(kernels, (False, True), strict=True):
-        kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(0))
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            muon.Muon([kernel], 0.01, 0.0).step()
-    assert kernels[0].abs().sum() > 0 and torch.equal(*kernels)
-
-
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (16, 16)])
 def test_orthogonalised_keeps_the_singular_vectors_and_levels_the_values(shape):
     torch.manual_seed(0)
