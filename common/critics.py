@@ -93,10 +93,21 @@ class FrechetCritic(nn.Module):
         self.running.update()
 
 
-class AdversarialCritic(nn.Module):
-    """A discriminator on the frozen features (Sauer et al. 2021, "Projected GANs converge faster").
+def discriminator_loss(real: list[Tensor], generated: list[Tensor]) -> Tensor:
+    """The hinge loss of each logit, averaged within each map of logits (N, 1, H, W), then over the maps."""
+    losses = [F.relu(1 - yes).mean() + F.relu(1 + no).mean() for yes, no in zip(real, generated, strict=True)]
+    return torch.stack(losses).mean()
 
-    Two 1x1 convolutions on each map of the network, whose answers are averaged over positions and maps; the hinge loss.
+
+def generator_loss(generated: list[Tensor]) -> Tensor:
+    """Minus the mean logit of generated images, maps (N, 1, H, W) of any size counting alike."""
+    return -torch.stack([logits.mean() for logits in generated]).mean()
+
+
+class AdversarialCritic(nn.Module):
+    """Discriminators on frozen features (Sauer et al. 2021, "Projected GANs converge faster").
+
+    One for each map of the network, of two 1x1 convolutions: a logit for each position, with a hinge loss of its own.
     """
 
     WIDTH, LEARNING_RATE = 64, 1e-3
@@ -114,16 +125,16 @@ class AdversarialCritic(nn.Module):
         self.latest: list[Tensor] = []
 
     def forward(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """A scalar loss of the student's images (N, C, H, W): how far the discriminator takes them for generated."""
+        """A scalar loss of the student's images (N, C, H, W): how far the discriminators take them for generated."""
         maps = self._maps(images)
         self.latest = [features.detach() for features in maps]
-        return -self._answers(maps).mean()
+        return generator_loss(self._logits(maps))
 
     def loss(self, step: int) -> Tensor:
-        """The discriminator's, on the student's latest images and as many real ones."""
+        """The discriminators', on the student's latest images and as many real ones."""
         with torch.no_grad():
             real = self._maps(self._real_images(step))
-        return F.relu(1 - self._answers(real)).mean() + F.relu(1 + self._answers(self.latest)).mean()
+        return discriminator_loss(self._logits(real), self._logits(self.latest))
 
     def update(self) -> None:
         self.optimizer.step()
@@ -136,9 +147,8 @@ class AdversarialCritic(nn.Module):
     def _maps(self, images: Tensor) -> list[Tensor]:
         return [unit_length(features) * features.shape[1] ** 0.5 for features in self.network[0].features(images)]
 
-    def _answers(self, maps: list[Tensor]) -> Tensor:
-        answers = [head(features).float().mean(dim=(1, 2, 3)) for head, features in zip(self.heads, maps, strict=True)]
-        return torch.stack(answers).mean(dim=0)
+    def _logits(self, maps: list[Tensor]) -> list[Tensor]:
+        return [head(features).float() for head, features in zip(self.heads, maps, strict=True)]
 
     def get_extra_state(self) -> dict:
         return self.optimizer.state_dict()
