@@ -5,6 +5,7 @@ look at the features of a frozen network; a third, in `score_critic.py`, follows
 """
 
 import argparse
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -59,27 +60,16 @@ def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:
 class FrechetCritic(nn.Module):
     """The Fréchet distance between the student's images and the real ones (FD-loss, arXiv 2604.28190).
 
-    `flips`: the real ones are meant to be these and their mirror images.
+    `flips`: the reference is the real images together with their mirror images. Its features are computed when the loss
+    starts, and again after a resume.
     """
 
-    def __init__(
-        self, network: Classifier, real: RealImages, window: int, per_step: int, flips: bool, precision: Precision
-    ):
+    def __init__(self, network: Classifier, real: RealImages, window: int, flips: bool, precision: Precision):
         super().__init__()
         self.network = [network]  # in a list: it is no part of the critic's state
-        features = []
-        with torch.no_grad(), precision.autocast():
-            for indices in tqdm(torch.arange(real.count).split(CHUNK), desc="features of the real images"):
-                images = real.gather(indices)
-                features += [network.summary(views) for views in ([images, images.flip(-1)] if flips else [images])]
-        features = torch.cat(features)
-        smallest = max(features.shape[1], per_step)
-        if window < smallest:
-            raise UserError(
-                f"--critic-window {window} is too small: for {features.shape[1]} features and {per_step} images a step "
-                f"it must be {smallest} or more"
-            )
-        self.running = RunningFrechetLoss(features, window)
+        load_features = partial(real_features, network, real, flips, precision)
+        device = network.stem.weight.device
+        self.running = RunningFrechetLoss(network.summary_size, load_features, window, device=device)
 
     def forward(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """A scalar loss of the student's images (N, C, H, W)."""
@@ -91,6 +81,17 @@ class FrechetCritic(nn.Module):
     def update(self) -> None:
         """Adds the student's latest images to the moments."""
         self.running.update()
+
+
+@torch.no_grad()
+def real_features(network: Classifier, real: RealImages, flips: bool, precision: Precision) -> Tensor:
+    """`network.summary` of all real images, with `flips` also of their mirror images: (N, D) or (2 N, D)."""
+    features = []
+    with precision.autocast():
+        for indices in tqdm(torch.arange(real.count).split(CHUNK), desc="features of the real images", leave=False):
+            images = real.gather(indices)
+            features += [network.summary(views) for views in ([images, images.flip(-1)] if flips else [images])]
+    return torch.cat(features)
 
 
 def discriminator_loss(real: list[Tensor], generated: list[Tensor]) -> Tensor:
@@ -162,9 +163,19 @@ def make_critic(
 ) -> FrechetCritic | AdversarialCritic | ScoreCritic:
     """The critic that was asked for, of a student that shows it `per_step` images at every step."""
     if args.critic == "frechet":
-        network, flips = run.load_feature_network(), not args.no_flips
-        return FrechetCritic(network, real, args.critic_window, per_step, flips, run.precision)
+        require_fitting_window(args, run.load_feature_network().summary_size, per_step)
+        return FrechetCritic(run.load_feature_network(), real, args.critic_window, not args.no_flips, run.precision)
     if args.critic == "adversarial":
         return AdversarialCritic(run.load_feature_network(), real, per_step, args.seed, not args.no_flips)
     run.require_guide_of_pairs(run.teacher.guide)
     return ScoreCritic(run.teacher.model, run.teacher.guide_model, run.pairs.settings, args.seed)
+
+
+def require_fitting_window(args: argparse.Namespace, num_features: int, per_step: int) -> None:
+    """Raises UserError for a `--critic-window` too small for a covariance."""
+    smallest = max(num_features, per_step)
+    if args.critic_window < smallest:
+        raise UserError(
+            f"--critic-window {args.critic_window} is too small: for {num_features} features and {per_step} images a "
+            f"step it must be {smallest} or more"
+        )

@@ -1,13 +1,16 @@
-"""The Fréchet distance between two Gaussians, and how it changes with one more sample: a loss on a distribution.
+"""The Fréchet distance between two Gaussians, and a training loss from it for the distribution of generated samples.
 
-FID is this distance in Inception's features; here it is meant for the features of a network of one's own.
+FID is this distance in Inception's features. Here the features are those of a network of one's own.
 """
+
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-SMALLEST_EIGENVALUE = 1e-8
-"""Of the largest: below it lies rounding."""
+EIGENVALUE_FLOOR = 1e-8
+"""Of the largest: below it the slope of the square root is held, so that it stays finite for a singular covariance."""
 BOOTSTRAPS = 4
 
 
@@ -17,13 +20,26 @@ def symmetric_root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
+def sum_of_roots(eigenvalues: Tensor, floor: float) -> Tensor:
+    """The sum of the square roots of eigenvalues (D,), with a slope that below `floor` stays as it is there.
+
+    Eigenvalues that rounding has made negative count as 0.
+    """
+    fixed = eigenvalues.detach()
+    slopes = 0.5 / fixed.clamp(min=floor).sqrt()
+    return fixed.clamp(min=0).sqrt().sum() + (slopes * (eigenvalues - fixed)).sum()
+
+
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of features (N, D), with N in the denominator."""
     return features.mean(dim=0), torch.cov(features.T, correction=0)
 
 
 class FrechetDistance:
-    """|m - m_r|^2 + Tr(S + S_r - 2 (S_r^1/2 S S_r^1/2)^1/2) to a Gaussian N(m_r, S_r) (Dowson and Landau 1982)."""
+    """The distance to a reference N(m_r, C_r): |m - m_r|^2 + tr(C + C_r - 2 (C_r^1/2 C C_r^1/2)^1/2).
+
+    Dowson and Landau 1982.
+    """
 
     def __init__(self, mean: Tensor, covariance: Tensor):
         """`mean` (D,) and `covariance` (D, D) of the reference, float64."""
@@ -31,49 +47,72 @@ class FrechetDistance:
         self.root = symmetric_root(covariance)
 
     def __call__(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The distance to N(mean, covariance), and its gradients by the mean (D,) and by the covariance (D, D).
+        """The distance to N(mean, covariance), and its gradients by the mean (D,) and by the covariance (D, D)."""
+        mean, covariance = mean.detach().requires_grad_(), covariance.detach().requires_grad_()
+        with torch.enable_grad():
+            eigenvalues = torch.linalg.eigvalsh(self.root @ covariance @ self.root)
+            trace_of_root = sum_of_roots(eigenvalues, floor=EIGENVALUE_FLOOR * eigenvalues[-1].item())
+            distance = (mean - self.mean).square().sum() + covariance.trace() + self.trace - 2 * trace_of_root
+            by_mean, by_covariance = torch.autograd.grad(distance, (mean, covariance))
+        return distance.detach(), by_mean, by_covariance
 
-        The gradient of Tr (A S A)^1/2 by S is A (A S A)^-1/2 A / 2. Eigenvalues that rounding has made too small, or
-        negative, count as the smallest that it leaves alone.
-        """
-        values, vectors = torch.linalg.eigh(self.root @ covariance @ self.root)
-        roots = values.clamp(min=SMALLEST_EIGENVALUE * values[-1].item()).sqrt()
-        away = mean - self.mean
-        distance = away.square().sum() + covariance.trace() + self.trace - 2 * values.clamp(min=0).sqrt().sum()
-        whitened = self.root @ vectors
-        identity = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
-        return distance, 2 * away, identity - (whitened / roots) @ whitened.T
+
+class Reference:
+    """A reference distribution, given by samples, and the bias of a distance to it that few samples estimate."""
+
+    def __init__(self, features: Tensor, num_samples: int):
+        """`features`: float64 (N, D). The bias is that of `num_samples`, bootstrapped."""
+        self.distance, self.num_samples = FrechetDistance(*moments(features)), num_samples
+        generator = torch.Generator().manual_seed(0)
+        estimates = []
+        for _ in range(BOOTSTRAPS):
+            rows = torch.randint(len(features), (num_samples,), generator=generator).to(features.device)
+            estimates.append(self.distance(*moments(features[rows])))
+        self._bias = sum(distance for distance, _, _ in estimates) / BOOTSTRAPS
+        self._gradient_bias = sum(by_covariance for *_, by_covariance in estimates) / BOOTSTRAPS
+
+    def bias(self, effective_size: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the distance, a scalar, and of its gradient by the covariance (D, D), for moments of so many samples."""
+        scale = self.num_samples / effective_size
+        return scale * self._bias, scale * self._gradient_bias
 
 
 class RunningFrechetLoss(nn.Module):
-    """The Fréchet distance of a generator's features to a reference, from moments that run along with its training.
+    """The Fréchet distance of generated features to a reference, from moments that run along with the training.
 
-    A batch is far too small for a covariance. So mean and covariance are those of about the last `window` samples, and
-    a batch is asked how the distance would change if the generator made more samples like these: the derivative of the
-    distance to (1 - e) P + e Q at e = 0, for the running distribution P and the batch's Q. For a sample f that is,
-    up to what does not depend on it,
+    A batch is far too small to estimate a covariance. Mean and covariance are therefore running averages over about the
+    last `window` samples. The loss of a batch is the derivative of the distance to (1 - e) P + e Q at e = 0, for the
+    running distribution P and the batch's distribution Q. For a sample f that is, up to a constant,
 
-        g_m . f + (f - m)^T G_S (f - m)
+        g_m . f + (f - m)^T G_C (f - m)
 
-    with the gradients g_m and G_S of the distance. They are found anew every `refresh` updates; in between, the running
-    moments hardly move. The state is in buffers, so that a run goes on as it would have.
+    with the gradients g_m and G_C of the distance by mean and covariance. They are computed anew every `refresh`
+    updates, since the running moments change slowly. All state is in buffers, so that a run can be resumed.
 
-    Of so few samples the smaller eigenvalues come out too small, which would make a perfect generator spread its
-    samples wider. So from distance and G_S is taken what they are on average for samples of the reference: found once
-    for 2 * `window` of them, which is what a long-running mean is worth, and as much more as the moments rest on fewer.
+    With n samples the estimate is biased by about c / n: the smaller eigenvalues come out too small, which would make a
+    perfect generator spread its samples wider. The bias is estimated once by bootstrapping reference samples, scaled by
+    the current effective sample size, and subtracted from distance and gradient.
     """
 
-    def __init__(self, reference: Tensor, window: int = 4096, refresh: int = 16):
-        """`reference`: features (N, D). `window` must be at least D, and no smaller than a batch."""
+    def __init__(
+        self,
+        size: int,
+        load_reference: Callable[[], Tensor],
+        window: int = 4096,
+        refresh: int = 16,
+        device: torch.device | None = None,
+    ):
+        """`load_reference` returns features (N, size); it is called once, when the first gradients are computed.
+
+        `window` must be at least `size`, and no smaller than a batch.
+        """
         super().__init__()
-        reference = reference.double()
-        self.to_reference, self.window, self.refresh = FrechetDistance(*moments(reference)), window, refresh
-        size, kind = reference.shape[1], {"dtype": torch.float64, "device": reference.device}
-        self.usual_distance, self.usual_by_covariance = self._usual(reference)
+        self.window, self.refresh, self.load_reference = window, refresh, load_reference
+        kind = {"dtype": torch.float64, "device": device}
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("squared_weights", torch.zeros((), **kind))
-        """The sum over all samples seen of their weights' squares: 1 / n for a plain mean of n."""
+        """The sum of the squared weights of all samples seen; its inverse is the effective sample size."""
         self.register_buffer("first_moment", torch.zeros(size, **kind))
         self.register_buffer("second_moment", torch.zeros(size, size, **kind))
         self.register_buffer("distance", torch.zeros((), **kind))
@@ -82,19 +121,15 @@ class RunningFrechetLoss(nn.Module):
         self.register_buffer("by_covariance", torch.zeros(size, size, **kind))
         self.latest: Tensor | None = None
 
-    def _usual(self, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance and G_S of as many of the reference's own samples as a long-running mean is worth."""
-        generator = torch.Generator().manual_seed(0)
-        found = []
-        for _ in range(BOOTSTRAPS):
-            rows = torch.randint(len(reference), (self.lasting_worth,), generator=generator).to(reference.device)
-            found.append(self.to_reference(*moments(reference[rows])))
-        return sum(distance for distance, _, _ in found) / BOOTSTRAPS, sum(by for *_, by in found) / BOOTSTRAPS
+    @cached_property
+    def reference(self) -> Reference:
+        """With the bias of the sample size that the running average tends to: 2 window / batch - 1 batches."""
+        return Reference(self.load_reference().double(), num_samples=2 * self.window)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The distance as last found, a scalar, with the gradient for the features (N, D) of the generator's images.
+        """The distance as last computed, a scalar, with the gradient for features (N, D) of generated images.
 
-        Until as many samples as the window holds have been seen it is 0, without a gradient.
+        It is 0, without a gradient, until `window` samples have been seen.
         """
         self.latest = features.detach()
         with torch.autocast(features.device.type, enabled=False):
@@ -103,14 +138,9 @@ class RunningFrechetLoss(nn.Module):
         change = change.mean()
         return self.distance.float() + change - change.detach()
 
-    @property
-    def lasting_worth(self) -> int:
-        """The samples of a plain mean that varies as much as a running one over the window."""
-        return 2 * self.window
-
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the features that were seen last into the moments."""
+        """Adds the latest features to the moments."""
         features = self.latest.double()
         self.seen += len(features)
         share = len(features) / min(self.seen.item(), self.window)
@@ -119,16 +149,16 @@ class RunningFrechetLoss(nn.Module):
         self.second_moment.lerp_(features.T @ features / len(features), share)
         if self.seen >= self.window:
             if self.updates % self.refresh == 0:
-                self._find_gradients()
+                self._compute_gradients()
             self.updates += 1
 
-    def _find_gradients(self) -> None:
+    def _compute_gradients(self) -> None:
         covariance = self.second_moment - torch.outer(self.first_moment, self.first_moment)
-        if not covariance.isfinite().all():  # the loss is not finite either, and the training stops for that
+        if not covariance.isfinite().all():  # then the loss is not finite either, and the run stops for that
             return
-        distance, by_mean, by_covariance = self.to_reference(self.first_moment, covariance)
-        fewer = self.lasting_worth * self.squared_weights
-        self.distance.copy_(distance - fewer * self.usual_distance)
+        distance, by_mean, by_covariance = self.reference.distance(self.first_moment, covariance)
+        bias, gradient_bias = self.reference.bias(1 / self.squared_weights)
+        self.distance.copy_(distance - bias)
         self.center.copy_(self.first_moment)
         self.by_mean.copy_(by_mean)
-        self.by_covariance.copy_(by_covariance - fewer * self.usual_by_covariance)
+        self.by_covariance.copy_(by_covariance - gradient_bias)

@@ -8,8 +8,9 @@ import torch
 from conftest import SMALL_CONFIG, save_feature_network, save_students
 from torch import nn
 
-from common.critics import AdversarialCritic, FrechetCritic, RealImages, discriminator_loss, generator_loss
+from common.critics import AdversarialCritic, RealImages, discriminator_loss, generator_loss
 from common.data import load_images, split_held_out
+from common.frechet import Reference
 from common.images import to_float
 from common.training_state import load_training_state
 
@@ -49,20 +50,25 @@ def finish(network, image_folder, run_script, tmp_path, monkeypatch):
 def test_the_real_images_are_those_that_trained_the_teacher(finish, network, image_folder, tmp_path, monkeypatch):
     """And their mirror images; not those that it never saw. The students' features go into the moments."""
     references = []
-    create = FrechetCritic.__init__
+    create = Reference.__init__
 
-    def spy(critic, *arguments):
-        create(critic, *arguments)
-        references.append(critic.running.to_reference)
+    def spy(reference, features, num_samples):
+        create(reference, features, num_samples)
+        references.append(features)
 
-    monkeypatch.setattr(FrechetCritic, "__init__", spy)
+    monkeypatch.setattr(Reference, "__init__", spy)
     assert finish("--critic-window", 48).status == 0
     training, _ = split_held_out(load_images("folder", image_folder), 0.25)
     with torch.no_grad():
         features = network.summary(to_float(torch.cat([training.images, training.images.flip(-1)])))
-    torch.testing.assert_close(references[0].mean, features.double().mean(0), rtol=1e-4, atol=1e-5)
+    (reference,) = references
+    assert len(reference) == len(features)
+    torch.testing.assert_close(reference.mean(0), features.double().mean(0), rtol=1e-4, atol=1e-5)
     state = load_training_state(tmp_path / "finished" / "training_state.pt")["critic"]
     assert state["running.seen"] == 96  # 32 fresh images in each of three steps
+
+    assert "is finished" in finish("--critic-window", 48).out
+    assert len(references) == 1  # a finished run needs none
 
 
 def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, make_teacher, tmp_path):

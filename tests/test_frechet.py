@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from common.frechet import FrechetDistance, RunningFrechetLoss, moments, symmetric_root
+from common.frechet import FrechetDistance, Reference, RunningFrechetLoss, moments, symmetric_root
 
 SIZE = 6
 
@@ -55,21 +55,28 @@ def test_a_covariance_without_full_rank_has_a_distance_and_finite_gradients():
     distance, by_mean, by_covariance = FrechetDistance(*moments(REFERENCE))(*moments(features))
     assert distance.item() == pytest.approx(by_scipy(features, REFERENCE), rel=1e-5)
     assert by_mean.isfinite().all() and by_covariance.isfinite().all()
+    _, _, rows = torch.linalg.svd(features - features.mean(0), full_matrices=True)
+    missing = rows[-1]  # a direction without variance: the distance falls steeply as it gets some
+    assert missing @ by_covariance @ missing < -100
 
 
-def whole_window(features):
-    """A running loss that has seen one batch, which fills its window; without what is usual for so few samples."""
-    running = RunningFrechetLoss(REFERENCE, window=len(features), refresh=1)
-    running.usual_distance, running.usual_by_covariance = 0.0, torch.zeros(SIZE, SIZE).double()
+def running_loss(window, refresh=1):
+    return RunningFrechetLoss(SIZE, lambda: REFERENCE, window, refresh)
+
+
+def whole_window(features, monkeypatch):
+    """A running loss that has seen one batch, which fills its window; without the correction of the bias."""
+    monkeypatch.setattr(Reference, "bias", lambda *_: (0.0, 0.0))
+    running = running_loss(window=len(features))
     assert running(features).item() == 0
     running.update()
     return running
 
 
-def test_the_running_loss_is_the_distance_of_what_it_has_seen_and_its_gradient_scipys_slope():
+def test_the_running_loss_is_the_distance_of_what_it_has_seen_and_its_gradient_scipys_slope(monkeypatch):
     """With the whole window in one batch: the gradient by a feature, against the distance with that feature moved."""
     features = gaussian_features(40, 1)
-    running = whole_window(features)
+    running = whole_window(features, monkeypatch)
     ours = features.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):  # as in a training step, where nothing of it may be rounded so
         loss = running(ours)
@@ -89,32 +96,32 @@ def test_the_running_loss_is_the_distance_of_what_it_has_seen_and_its_gradient_s
 def test_a_perfect_generator_is_left_alone(windows, monkeypatch):
     """The mean slope along the size of its samples is nothing; without the correction it would widen them.
 
-    So when the moments are first heard, of one window alone, and when they have run on.
+    Both when the loss starts, with moments of one window alone, and when they have run on.
     """
     monkeypatch.setattr("common.frechet.BOOTSTRAPS", 50)  # of so few features each is worth less
     window, slopes, distances, uncorrected = 24, [], [], []
     for seed in range(200):
         rows = torch.randint(500, (windows * window,), generator=torch.Generator().manual_seed(1000 + seed))
-        running = RunningFrechetLoss(REFERENCE, window=window, refresh=1)
+        running = running_loss(window)
         for batch in REFERENCE[rows].split(8):
             running(batch)
             running.update()
         covariance = moments(REFERENCE)[1]
         worth = 24 if windows == 1 else 48 - 8  # of a running mean in batches of 8: (2 - s) / s of them, for s = 8 / 24
         assert 1 / running.squared_weights.item() == pytest.approx(worth, rel=0.01)
-        usual, usual_distance = (48 / worth * value for value in (running.usual_by_covariance, running.usual_distance))
+        bias, gradient_bias = running.reference.bias(torch.tensor(worth))
         slopes.append((running.by_covariance * covariance).sum().item())
-        uncorrected.append(((running.by_covariance + usual) * covariance).sum().item())
+        uncorrected.append(((running.by_covariance + gradient_bias) * covariance).sum().item())
         distances.append(running.distance.item())
     size = covariance.trace().item()
     assert np.mean(uncorrected) / size < -0.015
     assert abs(np.mean(slopes)) < abs(np.mean(uncorrected)) / 3
-    assert abs(np.mean(distances)) < 0.25 * usual_distance
+    assert abs(np.mean(distances)) < 0.25 * bias
 
 
 def test_the_moments_are_the_windows_mean_and_then_run():
     """Equal shares until the window is full; then each batch counts by its share of the window."""
-    running = RunningFrechetLoss(REFERENCE, window=20, refresh=1)
+    running = running_loss(window=20)
     batches = gaussian_features(30, 3).split(10)
     for batch in batches:
         running(batch)
@@ -127,7 +134,7 @@ def test_the_moments_are_the_windows_mean_and_then_run():
 
 
 def test_gradients_are_found_anew_every_so_many_updates():
-    running = RunningFrechetLoss(REFERENCE, window=10, refresh=3)
+    running = running_loss(window=10, refresh=3)
     found = []
     for batch in gaussian_features(60, 3).split(10):
         running(batch)
@@ -137,8 +144,8 @@ def test_gradients_are_found_anew_every_so_many_updates():
     assert changes == [False, False, True, False, False]
 
 
-def test_values_that_are_not_finite_leave_the_last_gradients():
-    running = whole_window(gaussian_features(40, 1))
+def test_values_that_are_not_finite_leave_the_last_gradients(monkeypatch):
+    running = whole_window(gaussian_features(40, 1), monkeypatch)
     before = running.by_covariance.clone()
     running(torch.full((4, SIZE), float("nan")))
     running.update()
@@ -149,7 +156,7 @@ def test_gradient_descent_on_the_running_loss_reaches_the_reference():
     """An affine generator of a Gaussian learns another Gaussian."""
     torch.manual_seed(0)
     generator = torch.nn.Linear(SIZE, SIZE).double()
-    running = RunningFrechetLoss(REFERENCE, window=256, refresh=2)
+    running = running_loss(window=256, refresh=2)
     optimizer = torch.optim.Adam(generator.parameters(), lr=0.03)
     start = by_scipy(generator(torch.randn(2000, SIZE).double()).detach(), REFERENCE)
     for _ in range(500):
