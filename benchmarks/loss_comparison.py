@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.stage_scripts import ROOT, as_arguments, flop_per_step, run_script
+from benchmarks.stage_scripts import ROOT, as_arguments, run_script, steps_for
 from common.checkpoint import SCRIPTS, WEIGHTS_FILES, load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, run
 from common.errors import UserError
@@ -80,7 +80,7 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
     else:
         script, start = SCRIPTS[stage], {"--init": args.student}
     command = [script, *as_arguments(start | files | RECIPE | losses)]
-    steps = max(2, round(args.flop / flop_per_step(command, args.out / "one_step_of_it")))
+    steps = steps_for(args.flop, command, args.out / "one_step_of_it")
     schedule = {"--steps": steps, "--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
     return [*command, *as_arguments(schedule | {"--evaluate-every": steps})]
 

@@ -38,11 +38,18 @@ def as_arguments(options: dict) -> list[str]:
     return arguments
 
 
-def flop_per_step(command: list[str], out: Path) -> float:
-    """Of a training script, as it counts them itself: by a run that is paused after its first step."""
+def steps_for(flop: float, command: list[str], out: Path) -> int:
+    """How many steps of a training script, at least 2, cost `flop` with what it needs once, as it counts them itself.
+
+    Known from a run in the folder `out` that is paused after its first step. Raises UserError for too little.
+    """
     shutil.rmtree(out, ignore_errors=True)
     endless = {"--steps": 10**6, "--warmup-steps": 0, "--decay-steps": 0, "--max-minutes": 1e-9}
     run_script([*command, *as_arguments(endless), "--out", str(out)])
     header = load_header(next(out.glob("*.safetensors")))
     shutil.rmtree(out)
-    return (header["training_flop"] - header.get("initial_flop", 0)) / header["step"]
+    setup = header.get("setup_flop", 0)
+    if flop <= setup:
+        raise UserError(f"{flop:.3g} FLOP do not suffice: {command[0]} needs {setup:.3g} before its first step")
+    per_step = (header["training_flop"] - header.get("initial_flop", 0) - setup) / header["step"]
+    return max(2, round((flop - setup) / per_step))

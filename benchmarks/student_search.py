@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.stage_scripts import ROOT, as_arguments, flop_per_step, run_script
+from benchmarks.stage_scripts import ROOT, as_arguments, run_script, steps_for
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
 from common.checkpoint import load_checkpoint, load_header
@@ -120,7 +120,7 @@ class Search:
         options["--pairs"] = self.first_pairs(variant.pairs_share)
         command = [variant.script, *as_arguments(options | variant.all_options)]
         wanted = self.args.flop * variant.flop_share
-        steps = max(2, round(wanted / flop_per_step(command, self.runs / "one_step_of_it")))
+        steps = steps_for(wanted, command, self.runs / "one_step_of_it")
         schedule = {"--steps": steps, "--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
         return [*command, *as_arguments(schedule | {"--ema-decay": 0.998, "--evaluate-every": steps})]
 

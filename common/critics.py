@@ -10,6 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint
@@ -66,6 +67,7 @@ class FrechetCritic(nn.Module):
 
     def __init__(self, network: Classifier, real: RealImages, window: int, flips: bool, precision: Precision):
         super().__init__()
+        self.setup_flop = real.count * (2 if flips else 1) * summary_flop(network)
         self.network = [network]  # in a list: it is no part of the critic's state
         load_features = partial(real_features, network, real, flips, precision)
         device = network.stem.weight.device
@@ -94,6 +96,15 @@ def real_features(network: Classifier, real: RealImages, flips: bool, precision:
     return torch.cat(features)
 
 
+@torch.no_grad()
+def summary_flop(network: Classifier) -> int:
+    """Floating-point operations of `network.summary` for one image, two to a multiply-add."""
+    size = network.config.image_size
+    with FlopCounterMode(display=False) as counter:
+        network.summary(torch.zeros(1, 3, size, size, device=network.stem.weight.device))
+    return counter.get_total_flops()
+
+
 def discriminator_loss(real: list[Tensor], generated: list[Tensor]) -> Tensor:
     """The hinge loss of each logit, averaged within each map of logits (N, 1, H, W), then over the maps."""
     losses = [F.relu(1 - yes).mean() + F.relu(1 + no).mean() for yes, no in zip(real, generated, strict=True)]
@@ -112,6 +123,7 @@ class AdversarialCritic(nn.Module):
     """
 
     WIDTH, LEARNING_RATE = 64, 1e-3
+    setup_flop = 0
 
     def __init__(self, network: Classifier, real: RealImages, per_step: int, seed: int, flips: bool):
         super().__init__()

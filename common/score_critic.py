@@ -30,6 +30,8 @@ class ScoreCritic(nn.Module):
     """Steps until the critic is heard: at first the follower is the teacher without guidance, not the student. These
     cost as much as the later ones."""
 
+    setup_flop = 0
+
     def __init__(self, teacher: UNet, guide: UNet | None, settings: SamplingSettings, seed: int):
         """`settings`: how the teacher is guided, with `guide` if they need one."""
         super().__init__()

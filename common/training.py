@@ -50,6 +50,9 @@ BEGINNING = ("initial", "initial_flop")
 class Critic(Protocol):
     """A part of the loss that learns beside the network, after each of its steps, and whose state is the run's."""
 
+    setup_flop: int
+    """Of the forward passes that it needs once in a run, before it can learn."""
+
     def zero_grad(self) -> None: ...
 
     def loss(self, step: int) -> Tensor | None:
@@ -105,6 +108,8 @@ class Trainer:
         self.averages = {decay: self._average(decay) for decay in (args.ema_decay, *args.more_ema_decays)}
         self.optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay)
         self.flop_per_step = self._count_flop()
+        if critic:
+            self.header["setup_flop"] = critic.setup_flop
         self.network = torch.compile(model) if args.compile else model
 
     @property
@@ -113,8 +118,9 @@ class Trainer:
 
     @property
     def training_flop(self) -> int:
-        """Of the network so far, with what an earlier run had spent on the weights that it started from (`--init`)."""
-        return self.header.get("initial_flop", 0) + self.step * self.flop_per_step
+        """Of the run so far, with what earlier runs had spent on the weights that it started from (`--init`)."""
+        once = self.header.get("initial_flop", 0) + self.header.get("setup_flop", 0)
+        return once + self.step * self.flop_per_step
 
     def _average(self, decay: float) -> AveragedModel:
         average = AveragedModel(self.model, multi_avg_fn=ema_update(decay, num_averaged=lambda: self.step))

@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import SMALL_CONFIG, save_feature_network, save_students
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from common.checkpoint import load_checkpoint
 from common.critics import AdversarialCritic, RealImages, discriminator_loss, generator_loss
 from common.data import load_images, split_held_out
 from common.frechet import Reference
@@ -66,6 +68,12 @@ def test_the_real_images_are_those_that_trained_the_teacher(finish, network, ima
     torch.testing.assert_close(reference.mean(0), features.double().mean(0), rtol=1e-4, atol=1e-5)
     state = load_training_state(tmp_path / "finished" / "training_state.pt")["critic"]
     assert state["running.seen"] == 96  # 32 fresh images in each of three steps
+    header = load_checkpoint(tmp_path / "finished" / "student.safetensors").header
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.summary(features.new_zeros(len(features), 3, 32, 32))
+    assert header["setup_flop"] == counter.get_total_flops()
+    steps_flop = header["training_flop"] - header["initial_flop"] - header["setup_flop"]
+    assert steps_flop > 0 and steps_flop % 3 == 0
 
     assert "is finished" in finish("--critic-window", 48).out
     assert len(references) == 1  # a finished run needs none
