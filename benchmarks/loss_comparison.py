@@ -4,21 +4,28 @@
         --teacher checkpoints/pretrained/teacher.safetensors --guide checkpoints/pretrained/guide.safetensors \\
         --judge checkpoints/judge/feature_network.safetensors --reference data/train --reference-name "JPEG CIFAR-10"
 
-FID and its like go to docs/results.jsonl, the judge's opinion (`benchmarks/second_opinion.py`) to
-docs/second_opinion.jsonl; `make results` makes the table and the curve of both. A run that was interrupted goes on, and
-what was measured is not measured again.
+Equal FLOP are those of the student and of all networks in its losses, and of the features of the real images, which the
+Fréchet distance needs once. FID and its like go to docs/results.jsonl, the judge's opinion
+(`benchmarks/second_opinion.py`) to docs/second_opinion.jsonl; `make results` makes the table and the curve of both. A
+run that was interrupted goes on, and what was measured is not measured again. A finished run of another definition is
+refused.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.stage_scripts import ROOT, as_arguments, run_script, steps_for
 from common.checkpoint import SCRIPTS, WEIGHTS_FILES, load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, run
+from common.distillation import USUAL_FEATURE_NETWORK
 from common.errors import UserError
+from common.files import canonical_json, sha256
+from common.pairs import PairSet
 
 RECIPE = {
     "--batch-size": 128,
@@ -30,16 +37,20 @@ RECIPE = {
 }
 """Given in full, so that a row means the same whatever becomes of defaults."""
 PIXELS, FEATURES = {"--loss": "pseudo-huber"}, {"--loss": "features", "--feature-weight": 0.2}
+REAL, TEACHERS = {"--critic-images": "real"}, {"--critic-images": "teacher"}
 FRECHET = {"--critic": "frechet", "--critic-weight": 0.003, "--critic-window": 4096, "--critic-share": 0.5}
+ADVERSARIAL = {"--critic": "adversarial", "--critic-weight": 0.01, "--critic-share": 0.5}
+SCORE = {"--critic": "score", "--critic-weight": 0.5, "--critic-share": 0.5}
 LOSSES = {
     "pixels": PIXELS,
     "features": FEATURES,
-    "pixels, Frechet": PIXELS | FRECHET,
-    "features, Frechet": FEATURES | FRECHET,
-    "features, Frechet to the teacher": FEATURES | FRECHET | {"--critic-images": "teacher"},
-    "features, adversarial": FEATURES | {"--critic": "adversarial", "--critic-weight": 0.01, "--critic-share": 0.5},
-    "features, score": FEATURES | {"--critic": "score", "--critic-weight": 0.5, "--critic-share": 0.5},
+    "pixels, Frechet": PIXELS | FRECHET | REAL,
+    "features, Frechet": FEATURES | FRECHET | REAL,
+    "features, Frechet to the teacher": FEATURES | FRECHET | TEACHERS,
+    "features, adversarial": FEATURES | ADVERSARIAL | REAL,
+    "features, score": FEATURES | SCORE | TEACHERS,
 }
+LOSS_OPTIONS = list(dict.fromkeys(option for losses in LOSSES.values() for option in losses))
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,18 +82,25 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
     """The command line of a loss, with steps by the FLOP: half of them decay, at most 100 warm up."""
     losses = LOSSES[name]
     files = given({"--teacher": args.teacher, "--guide": args.guide, "--pairs": args.pairs})
-    if losses["--loss"] == "features" or losses.get("--critic") in ("frechet", "adversarial"):
+    if needs_feature_network(losses):
         files |= given({"--feature-network": args.feature_network})
     if "--critic" in losses:
         script, start = "finish_student.py", {"--student": args.student}
-        if losses["--critic"] != "score" and losses.get("--critic-images") != "teacher":
+        if losses["--critic-images"] == "real":
             files |= given({"--data-dir": args.data_dir})
     else:
         script, start = SCRIPTS[stage], {"--init": args.student}
     command = [script, *as_arguments(start | files | RECIPE | losses)]
     steps = steps_for(args.flop, command, args.out / "one_step_of_it")
-    schedule = {"--steps": steps, "--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
-    return [*command, *as_arguments(schedule | {"--evaluate-every": steps})]
+    return [*command, *as_arguments({"--steps": steps, "--evaluate-every": steps} | schedule(steps))]
+
+
+def needs_feature_network(losses: dict) -> bool:
+    return losses["--loss"] == "features" or losses.get("--critic") in ("frechet", "adversarial")
+
+
+def schedule(steps: int) -> dict:
+    return {"--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
 
 
 def is_finished(path: Path) -> bool:
@@ -90,6 +108,27 @@ def is_finished(path: Path) -> bool:
         return False
     header = load_header(path)
     return header["step"] == header["arguments"]["steps"]
+
+
+def require_same_definition(path: Path, name: str, args: argparse.Namespace) -> None:
+    """Raises UserError for a finished run of another recipe, loss, teacher, feature network or other pairs than now."""
+    header, losses = load_header(path), LOSSES[name]
+    remedy = f"delete {path.parent} to train it anew"
+    options = RECIPE | schedule(header["step"]) | {option: losses.get(option) for option in LOSS_OPTIONS}
+    for option, value in options.items():
+        found = header["arguments"].get(option.removeprefix("--").replace("-", "_"))
+        if found != value:
+            raise UserError(f"{path} was trained with {option} {found}, not {value}: {remedy}")
+    network = sha256(args.feature_network or USUAL_FEATURE_NETWORK) if needs_feature_network(losses) else None
+    pairs = PairSet(args.pairs, torch.device("cpu"))
+    for key, value, other in (
+        ("teacher", sha256(args.teacher), "another teacher"),
+        ("feature_network", network, "another feature network"),
+        ("pairs", pairs.header, "other pairs"),
+        ("num_pairs", len(pairs), "more or fewer pairs"),
+    ):
+        if canonical_json(header.get(key)) != canonical_json(value):
+            raise UserError(f"{path} was trained with {other}: {remedy}")
 
 
 def given(options: dict) -> dict:
@@ -105,7 +144,9 @@ def main() -> None:
     for name in args.losses:
         folder = args.out / f"{student.sha256[:12]}_{args.flop:.3g}" / name.replace(" ", "_").replace(",", "")
         models.append(folder / WEIGHTS_FILES[student.stage])
-        if not is_finished(models[-1]):
+        if is_finished(models[-1]):
+            require_same_definition(models[-1], name, args)
+        else:
             run_script([*training_command(name, student.stage, args), "--out", str(folder)])
 
     fid = {"--num-samples": args.num_samples, "--seed": args.fid_seed, "--reference": args.reference}

@@ -1,15 +1,17 @@
 """The comparison of losses: what it trains, that the FLOP are equal, and that nothing is done twice."""
 
 import json
+import re
 import sys
 
 import pytest
 from conftest import SMALL_CONFIG
 
 from benchmarks import loss_comparison, stage_scripts
-from benchmarks.loss_comparison import LOSSES
+from benchmarks.loss_comparison import LOSSES, RECIPE
 from common import presets
 from common.checkpoint import load_checkpoint
+from common.errors import UserError
 
 SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8)
 FLOP = 1e11
@@ -39,7 +41,7 @@ def compare(run_script, image_folder, random_inception, monkeypatch, tmp_path):
     for module in (loss_comparison, stage_scripts):
         monkeypatch.setattr(module, "run_script", in_this_process)
 
-    def run(script, *losses):
+    def run(script, *losses, more=()):
         (student,) = tmp_path.glob("student/*.safetensors") if (tmp_path / "student").exists() else [None]
         if not student:
             assert run_script(script, *teacher, *pairs, *SHORT, "--out", "student").status == 0
@@ -50,7 +52,7 @@ def compare(run_script, image_folder, random_inception, monkeypatch, tmp_path):
         fid = ("--num-samples", 40, "--reference", image_folder, "--inception-weights", random_inception)
         files = ("--results", "results.jsonl", "--opinions", "opinions.jsonl", "--data-dir", image_folder)
         arguments = ("--student", student, "--flop", FLOP, *teacher, *pairs, *networks, *fid, *files)
-        monkeypatch.setattr(sys, "argv", [*map(str, ("loss_comparison.py", *arguments, "--losses", *losses))])
+        monkeypatch.setattr(sys, "argv", [*map(str, ("loss_comparison.py", *arguments, *more, "--losses", *losses))])
         loss_comparison.main()
         lines = ((tmp_path / name).read_text().splitlines() for name in ("results.jsonl", "opinions.jsonl"))
         return (*([json.loads(line) for line in file] for file in lines), list(commands))
@@ -75,10 +77,33 @@ def test_losses_are_compared_from_one_start_at_equal_flop_and_only_once(compare,
     assert opinions[0]["stage"] == "teacher"
     finish = load_checkpoint(next(tmp_path.glob("checkpoints/loss_comparison/*/pixels_Frechet/*.safetensors"))).header
     assert finish["arguments"]["learning_rate"] == 2e-4 and finish["arguments"]["batch_size"] == 128
+    assert finish["setup_flop"] > 0
 
     again, opinions_again, commands = compare("distill_student.py", *names)
     assert (again, opinions_again) == (results, opinions)
     assert [command[0] for command in commands] == ["compute_fid.py", "benchmarks/second_opinion.py"]
+
+
+def test_a_finished_run_of_another_definition_is_refused(compare, run_script, tmp_path, monkeypatch):
+    """And the folder named that has to go."""
+    compare("distill_student.py", "features")
+    folder = next(tmp_path.glob("checkpoints/loss_comparison/*/features"))
+
+    def refusal(more=()):
+        with pytest.raises(UserError, match=re.escape(f"delete {folder.relative_to(tmp_path)} ")) as refused:
+            compare("distill_student.py", "features", more=more)
+        return str(refused.value)
+
+    for options, changed in ((LOSSES["features"], {"--feature-weight": 0.5}), (RECIPE, {"--ema-decay": 0.9})):
+        with monkeypatch.context() as patch:
+            for option, value in changed.items():
+                patch.setitem(options, option, value)
+                assert f"{option} {'0.2' if options is not RECIPE else '0.998'}, not {value}" in refusal()
+    assert "another feature network" in refusal(("--feature-network", "judge/feature_network.safetensors"))
+    more = ("--teacher", "teacher/teacher.safetensors", "--num-pairs", 20, "--solver", "euler", "--num-steps", 5)
+    assert run_script("generate_noise_dataset.py", *more, "--out", "more").status == 0
+    assert "other pairs" in refusal(("--pairs", "more"))
+    assert len(compare("distill_student.py", "features")[2]) == 2  # as it was: only measured
 
 
 def test_a_four_step_student_is_trained_on_by_its_own_stage(compare):
