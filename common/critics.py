@@ -1,11 +1,12 @@
-"""Judges of a student's images as a whole: are they distributed as the real ones, or as the teacher's?
+"""Critics: losses on the distribution of a student's images, against the real ones or the teacher's.
 
-A critic is asked for a loss at every training step, remembers what it was shown, and learns from it after the step. Two
-look at the features of a frozen network; a third, in `score_critic.py`, follows the student's flow.
+A critic gives a loss at every training step, keeps what it was shown, and learns from it after the step. Two compare
+features of a frozen classifier; the third, in `score_critic.py`, is distribution matching by the teacher's flow.
 """
 
 import argparse
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from common import command_line
 from common.checkpoint import Checkpoint
 from common.classifier import Classifier
 from common.data import EpochOrder, ImageData, flip, images_behind
@@ -26,7 +28,64 @@ from common.pairs import PairSet, random_flips
 from common.score_critic import ScoreCritic
 
 CHUNK = 250
-CRITICS = ("frechet", "adversarial", "score")
+WEIGHTS = {"frechet": 0.003, "adversarial": 0.01, "score": 0.5}
+"""Of the critics' losses, where none is given."""
+USUAL_WINDOW = 4096
+
+
+def add_critic_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("critic")
+    group.add_argument("--critic", choices=WEIGHTS, default="frechet", help="what compares the distributions")
+    weights = ", ".join(f"{weight:g} for {name}" for name, weight in WEIGHTS.items())
+    group.add_argument("--critic-weight", type=command_line.POSITIVE, help=f"of its loss (default: {weights})")
+    group.add_argument(
+        "--critic-share",
+        type=command_line.FRACTION,
+        default=0.5,
+        help="share of the batch that starts from fresh noise, of which the teacher's images are not known",
+    )
+    group.add_argument(
+        "--critic-images",
+        choices=("real", "teacher"),
+        help="what the student's are compared with (default: real; the teacher's for score, which knows no others)",
+    )
+    group.add_argument(
+        "--critic-window",
+        type=command_line.COUNT,
+        help=f"samples that frechet's moments run over (default: {USUAL_WINDOW})",
+    )
+    group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
+
+
+def settle_critic_arguments(args: argparse.Namespace) -> None:
+    """Fills in the defaults that depend on the critic. Raises UserError for an option that would do nothing."""
+    if args.critic == "score" and (args.critic_images == "real" or args.data_dir):
+        raise UserError("--critic score knows the teacher's images alone: without --critic-images real or --data-dir")
+    if args.critic == "score" and args.steps <= ScoreCritic.WARMUP_STEPS:
+        raise UserError(f"--critic score starts after {ScoreCritic.WARMUP_STEPS} steps: give more --steps")
+    args.critic_images = args.critic_images or ("teacher" if args.critic == "score" else "real")
+    if args.critic_images == "teacher" and args.data_dir:
+        raise UserError("--data-dir is of the real images: it goes with --critic-images real")
+    if args.critic != "frechet" and args.critic_window:
+        raise UserError("--critic-window needs --critic frechet")
+    if args.critic == "frechet":
+        args.critic_window = args.critic_window or USUAL_WINDOW
+    args.critic_weight = args.critic_weight or WEIGHTS[args.critic]
+
+
+def split_batch(args: argparse.Namespace, num_steps: int) -> tuple[int, int]:
+    """How many images of a batch start from the noise of pairs, and how many from fresh noise, for the critic.
+
+    An image takes as many places of the batch as the student has steps. Raises UserError where one of the two is 0.
+    """
+    num_images = args.batch_size // num_steps
+    num_fresh = round(args.critic_share * num_images)
+    if not 0 < num_fresh < num_images:
+        raise UserError(
+            f"--critic-share {args.critic_share} of --batch-size {args.batch_size} must leave something to the critic "
+            "and to the pairs"
+        )
+    return num_images - num_fresh, num_fresh
 
 
 class RealImages:
@@ -173,7 +232,10 @@ class AdversarialCritic(nn.Module):
 def make_critic(
     args: argparse.Namespace, run: Distillation, real: RealImages, per_step: int
 ) -> FrechetCritic | AdversarialCritic | ScoreCritic:
-    """The critic that was asked for, of a student that shows it `per_step` images at every step."""
+    """The critic that was asked for, of a student that shows it `per_step` images at every step.
+
+    Raises UserError for a window that the features or the run do not fit, and for a guide that is not the pairs'.
+    """
     if args.critic == "frechet":
         require_fitting_window(args, run.load_feature_network().summary_size, per_step)
         return FrechetCritic(run.load_feature_network(), real, args.critic_window, not args.no_flips, run.precision)
@@ -184,10 +246,15 @@ def make_critic(
 
 
 def require_fitting_window(args: argparse.Namespace, num_features: int, per_step: int) -> None:
-    """Raises UserError for a `--critic-window` too small for a covariance."""
+    """Raises UserError for a `--critic-window` too small for a covariance, or that the run would never fill."""
     smallest = max(num_features, per_step)
     if args.critic_window < smallest:
         raise UserError(
             f"--critic-window {args.critic_window} is too small: for {num_features} features and {per_step} images a "
             f"step it must be {smallest} or more"
+        )
+    if per_step * args.steps <= args.critic_window:
+        raise UserError(
+            f"--critic frechet starts after {args.critic_window:,} images of fresh noise, and {args.steps:,} steps "
+            f"make {per_step * args.steps:,}: give more --steps or a smaller --critic-window"
         )

@@ -138,6 +138,13 @@ class Distillation:
             remedy = "give it as --guide" if expected else "leave out --guide"
             raise UserError(f"the pairs were made {how_guided(self.pairs.header)}: {remedy}")
 
+    def require_own_student(self, student: Checkpoint) -> None:
+        """Raises UserError for a student of another teacher or other pairs, or that has seen what is held out now."""
+        if student.header.get("teacher") != self.teacher.sha256:
+            raise UserError(f"{student.path} is no student of {self.args.teacher}")
+        self.pairs.require_student(student)
+        self.pairs.require_held_out_unseen(student.header, student.path)
+
     def new_student(self) -> UNet:
         """A student that begins as its teacher, or as --student-network and --init say."""
         config = self.teacher.model.config

@@ -271,7 +271,7 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
 
 @pytest.fixture
 def commands(make_teacher, run_script, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.score_critic.ScoreCritic.HEAD_START", 3)
+    monkeypatch.setattr("common.score_critic.ScoreCritic.WARMUP_STEPS", 3)
     teacher, pairs = make_teacher(), tmp_path / "pairs"
     run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
     save_feature_network(tmp_path / "features.safetensors")

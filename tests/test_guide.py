@@ -107,7 +107,7 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     assert f" {(drawn - held_out.image).square().mean():.4f} " in line and "without its guide" not in guided.out
     assert "euler 2, without its guide" in report.out
 
-    monkeypatch.setattr("common.score_critic.ScoreCritic.HEAD_START", 1)
+    monkeypatch.setattr("common.score_critic.ScoreCritic.WARMUP_STEPS", 1)
     finishing = ("finish_student.py", *distilling[:4], *short, "--student", student.path, "--critic", "score")
     finishing += ("--steps", 2, "--out", tmp_path / "finished")
     assert "give it as --guide" in run_script(*finishing).error_line

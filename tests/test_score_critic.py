@@ -38,13 +38,13 @@ def critic(monkeypatch):
         score_critic, "make_optimizer", lambda _, model, rate, __: torch.optim.Adam(model.parameters(), rate)
     )
     monkeypatch.setattr(ScoreCritic, "LEARNING_RATE", 1e-2)
-    monkeypatch.setattr(ScoreCritic, "HEAD_START", 100)
+    monkeypatch.setattr(ScoreCritic, "WARMUP_STEPS", 100)
     return ScoreCritic(NormalFlow(0.5).requires_grad_(False), None, SamplingSettings(), seed=0)
 
 
 @pytest.mark.parametrize(("mean", "direction"), [(0.2, 1), (0.9, -1), (0.5, 0)])
 def test_the_gradient_leads_to_the_teachers_distribution(mean, direction, critic):
-    """Once the follower knows the student's; where the two are the same, it is nought."""
+    """Once the fake model has learned the student's; where the two are the same, it is 0."""
     pulls = []
     for step in range(200):
         images = drawn_images(mean, seed=step)
@@ -54,14 +54,14 @@ def test_the_gradient_leads_to_the_teachers_distribution(mean, direction, critic
         critic.zero_grad()
         critic.loss(step).backward()
         critic.update()
-    assert critic.follower.mean.item() == pytest.approx(mean, abs=0.03)
-    assert pulls[:100] == [0] * 100  # while the follower does not know the student
+    assert critic.fake.mean.item() == pytest.approx(mean, abs=0.03)
+    assert pulls[:100] == [0] * 100  # while the fake model warms up
     pull = sum(pulls[150:]) / 50
     assert pull * direction > 0.3 if direction else abs(pull) < 0.05
 
 
-def test_the_loss_is_that_of_the_guided_teacher_and_the_follower(monkeypatch):
-    monkeypatch.setattr(ScoreCritic, "HEAD_START", 0)
+def test_the_loss_is_that_of_the_guided_teacher_and_the_fake_model(monkeypatch):
+    monkeypatch.setattr(ScoreCritic, "WARMUP_STEPS", 0)
     teacher, guide = random_network(seed=0), random_network(seed=1)
     settings = SamplingSettings(guidance_scale=1.5, guide_scale=2.0, guidance_interval=(0.3, 0.7))
     critic = ScoreCritic(teacher, guide, settings, seed=0)
@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_guided_teacher_and_the_follower(monkeypatch):
         conditional, unconditional, weaker = teacher(x, t, labels), teacher(x, t), guide(x, t, labels)
         more = 0.5 * (conditional - unconditional) + 1.0 * (conditional - weaker)
         teachers = x + left * (conditional + guided * more)
-        followers = x + left * conditional  # so far it is the teacher
-        difference = (teachers - followers) / (images - teachers).abs().mean(dim=(1, 2, 3), keepdim=True)
+        fakes = x + left * conditional  # the fake model is still the teacher
+        difference = (teachers - fakes) / (images - teachers).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert loss.item() == pytest.approx(difference.square().mean().item() / 2, rel=1e-3)
     torch.testing.assert_close(images.grad, -difference / difference.numel(), atol=1e-7, rtol=1e-2)
