@@ -123,7 +123,7 @@ class RunningFrechetLoss(nn.Module):
 
     @cached_property
     def reference(self) -> Reference:
-        """With the bias of the sample size that the running average tends to: 2 window / batch - 1 batches."""
+        """With the bias for 2 `window` samples, about the effective size of a long running average."""
         return Reference(self.load_reference().double(), num_samples=2 * self.window)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def smoke_arguments(script: str, arguments: list[str]) -> tuple:
     if script == "compute_fid.py":
         count = 4 if "samples/one_step.npz" in arguments else 20
         return ("--num-samples", count, "--reference", "data/train", "--inception-weights", "inception.pth")
-    if script == "finish_student.py":  # the Fréchet critic is heard after thousands of images
+    if script == "finish_student.py":  # the Fréchet critic starts after thousands of images
         return (*SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0, "--critic", "adversarial")
     if script in SMOKE:
         return SMOKE[script]
