@@ -200,7 +200,7 @@ def measure(
         values["kid"], values["kid_std"] = metrics.kernel_inception_distance(features, reference)
     if kid_only:
         return values
-    values["fid"] = metrics.frechet_inception_distance(metrics.statistics(features), statistics_of_reference)
+    values["fid"] = metrics.frechet_distance(metrics.statistics(features), statistics_of_reference)
     if reference is not None:
         side = metrics.precision_and_recall(features, reference)
         values["precision"], values["recall"], values["precision_recall_samples"] = side

@@ -23,7 +23,7 @@ from common.device import choose_device, describe_machine
 from common.feature_store import PART_SIZE, FeatureStore
 from common.image_sets import StoredImages, load_image_set
 from common.inception import BATCH_SIZES, Inception, read_network
-from common.metrics import frechet_inception_distance, load_statistics, statistics
+from common.metrics import frechet_distance, load_statistics, statistics
 
 THEIR_BATCH_SIZE = 64
 """torch-fidelity's default."""
@@ -85,7 +85,7 @@ def main() -> None:
     reference = load_statistics(args.reference)
     ours = seconds["compute_fid.py"]
     for name in ways:
-        fid = frechet_inception_distance(statistics(torch.cat(features[name])), reference)
+        fid = frechet_distance(statistics(torch.cat(features[name])), reference)
         rate = len(images) / seconds[name]
         print(f"{name:32} {rate:8.1f} images/s   {ours / seconds[name]:5.3f} of our time / its time   FID {fid:.4f}")
 

@@ -23,7 +23,7 @@ from common.feature_store import FeatureStore
 from common.image_sets import StoredImages, load_image_set
 from common.images import through_jpeg
 from common.inception import Inception
-from common.metrics import frechet_inception_distance, load_statistics, statistics
+from common.metrics import frechet_distance, load_statistics, statistics
 from common.reference import reference_features
 
 
@@ -43,15 +43,15 @@ def main() -> None:
     everything = load_image_set(args.images)
     features, of_all = reference_features(everything, store)
     print(f"{len(features):,} images of {args.images.name}")
-    print(f"against themselves                        {frechet_inception_distance(statistics(features), of_all):10.6f}")
-    saved = frechet_inception_distance(of_all, load_statistics(args.statistics))
+    print(f"against themselves                        {frechet_distance(statistics(features), of_all):10.6f}")
+    saved = frechet_distance(of_all, load_statistics(args.statistics))
     print(f"their statistics against the file's       {saved:10.6f}")
 
     names = sorted({file.parent.name for file in everything.images.files})
     labels = torch.tensor([names.index(file.parent.name) for file in everything.images.files])
     # The split of the training stage, with features in the place of their images.
     rest, held_out = split_held_out(ImageData(features, labels, names), 0.1)
-    split = frechet_inception_distance(statistics(held_out.images), statistics(rest.images))
+    split = frechet_distance(statistics(held_out.images), statistics(rest.images))
     print(f"{len(held_out):,} held-out images against the others   {split:10.4f}")
 
     chosen = load_image_set(args.images, args.num_images)
@@ -66,7 +66,7 @@ def main() -> None:
         "noise, 5 of 255 levels": (images + 5 * noise).round().clamp(0, 255).to(torch.uint8),
     }.items():
         values = store.features(StoredImages(name, worse), len(worse)).values
-        print(f"  {name:32}        {frechet_inception_distance(statistics(values), of_all):10.4f}")
+        print(f"  {name:32}        {frechet_distance(statistics(values), of_all):10.4f}")
 
 
 if __name__ == "__main__":

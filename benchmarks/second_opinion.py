@@ -36,7 +36,7 @@ from common.errors import UserError
 from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
 from common.lineage import feature_networks_flop, lineage
-from common.metrics import frechet_inception_distance, statistics
+from common.metrics import frechet_distance, statistics
 from common.neighbours import nearest, share_closer_than_real
 from common.noise import BLOCK_SIZE
 from common.pairs import PairSet, held_out_of
@@ -97,7 +97,7 @@ class Judge:
         }
 
     def _distance(self, features: Tensor) -> float:
-        return frechet_inception_distance(statistics(features), self.held_out_statistics)
+        return frechet_distance(statistics(features), self.held_out_statistics)
 
     def _share_closer(self, features: Tensor) -> float:
         return share_closer_than_real(features, self.training, self.mirrored)

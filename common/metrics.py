@@ -66,8 +66,8 @@ def save_statistics(path: str | Path, values: Statistics) -> None:
         np.savez(file, mu=values.mean, sigma=values.covariance)
 
 
-def frechet_inception_distance(generated: Statistics, reference: Statistics) -> float:
-    """FID (Heusel et al. 2017, equation 6): |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))."""
+def frechet_distance(generated: Statistics, reference: Statistics) -> float:
+    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)): of Inception's features, FID (Heusel et al. 2017, equation 6)."""
     first, second = ({"mu": values.mean, "sigma": values.covariance} for values in (generated, reference))
     return fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID]
 

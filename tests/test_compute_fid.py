@@ -35,7 +35,7 @@ def test_a_checkpoint_is_measured_and_its_line_tells_how(compute_fid, results, m
     samples = ModelSamples(checkpoint, settings, 3, range(10), choose_precision("auto", CPU))
     generated = inception(torch.cat([images for images, _ in samples.batches(0, 40)]))
     reference = inception(PictureFiles.below(image_folder)[:])
-    fid = metrics.frechet_inception_distance(metrics.statistics(generated), metrics.statistics(reference))
+    fid = metrics.frechet_distance(metrics.statistics(generated), metrics.statistics(reference))
     assert line["fid"] == pytest.approx(fid, rel=1e-4) and f"{fid:.2f}" in outcome.out
     assert line["kid"] == pytest.approx(metrics.kernel_inception_distance(generated, reference)[0], rel=1e-4)
     assert (line["precision"], line["recall"], 40) == metrics.precision_and_recall(generated, reference)
