@@ -42,7 +42,7 @@ app: install
 
 # The page of results, from docs/results.jsonl and the shipped models.
 results: install
-	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python -m benchmarks.results_page
 
 # Removes what `make` made; checkpoints, pairs and data of your own stay.
 clean:

@@ -1,6 +1,6 @@
 """What the allocator's setting in common/memory.py is worth: a training step with it and without it.
 
-    python benchmarks/allocation.py --preset cpu
+    python -m benchmarks.allocation --preset cpu
 
 Forward and backward passes, each setting in processes of its own, in turns, so that a machine that changes its speed
 changes it for all. Page faults and the kernel's time show what the setting saves.
@@ -15,17 +15,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.training_rate import one_step
 from common.checkpoint import prepare
-from common.command_line import COUNT, run
+from common.command_line import COUNT, ArgumentParser, run
 from common.device import PRECISIONS, choose_device, choose_precision, describe_machine
 from common.errors import UserError
+from common.files import ROOT
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.unet import UNet
 
@@ -37,9 +35,9 @@ SETTINGS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=NETWORKS, default="cpu")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--preset", choices=NETWORKS, default="cpu", help="network and batch size")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the forward and backward passes")
     parser.add_argument("--steps", type=COUNT, default=12, help="steps that a process times, after 4 to warm up")
     parser.add_argument("--rounds", type=COUNT, default=3, help="processes of each setting")
     parser.add_argument("--measure", action="store_true", help="measure in this process, and print JSON")
@@ -80,13 +78,13 @@ def main() -> None:
     device = choose_device("cpu")
     precision = choose_precision(args.precision, device).name
     print(f"{args.preset}, {describe_machine(device)}, {precision}, torch {torch.__version__}")
-    command = [sys.executable, __file__, "--measure", "--preset", args.preset]
+    command = [sys.executable, "-m", "benchmarks.allocation", "--measure", "--preset", args.preset]
     command += ["--precision", precision, "--steps", str(args.steps)]
     inherited = {name: value for name, value in os.environ.items() if name not in FREED_MEMORY_GOES_BACK}
     results: dict[str, list[dict]] = {name: [] for name in SETTINGS}
     for _ in range(args.rounds):
         for name, setting in SETTINGS.items():
-            process = subprocess.run(command, env=inherited | setting, check=True, stdout=subprocess.PIPE)
+            process = subprocess.run(command, cwd=ROOT, env=inherited | setting, check=True, stdout=subprocess.PIPE)
             results[name].append(json.loads(process.stdout))
     for name, measured in results.items():
         each = ", ".join(f"{1000 * result['seconds']:.0f}" for result in measured)

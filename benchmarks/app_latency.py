@@ -1,6 +1,6 @@
 """How long the app's visitor waits, in a real browser, for the one-step student's images; and the server's memory.
 
-    python benchmarks/app_latency.py
+    python -m benchmarks.app_latency
 
 From the click on "Generate" to the picture on the page, in headless Chromium (needs Playwright and Chromium), and how
 much of it is the network's. The teacher is given a single step, so that its work does not reach into the next click.
@@ -9,13 +9,10 @@ much of it is the network's. The teacher is given a single step, so that its wor
 import argparse
 import re
 import statistics
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.app_server import chromium, serve
-from common.command_line import COUNT, bounded, run
+from common.command_line import COUNT, ArgumentParser, bounded, run
 from common.device import choose_device, choose_precision, describe_machine
 from common.errors import UserError
 
@@ -32,7 +29,7 @@ CLICK = """async alt => {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--models", type=Path, default=Path("checkpoints/pretrained"), help="folder of the models")
     parser.add_argument("--images", type=bounded(int, low=1, high=64), default=16, help="of each model")
     parser.add_argument("--clicks", type=COUNT, default=20, help="that are timed")

@@ -1,19 +1,17 @@
-"""Take the README's pictures of the app, in a headless Chromium (needs Playwright and Chromium).
+"""Take the README's pictures of the app.
 
-python benchmarks/app_screenshots.py
+    python -m benchmarks.app_screenshots
+
+In a headless Chromium (needs Playwright and Chromium), each as high as its page.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.app_server import chromium, serve
-from common.command_line import run
+from common.command_line import ArgumentParser, run
 from common.files import write_bytes
 
-ROOT = Path(__file__).parent.parent
 WIDE, NARROW = 1180, 400
 SHOTS = {
     "app_compare": ("Compare", WIDE, "light", "Download: one-step student"),
@@ -25,9 +23,9 @@ SHOTS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=ROOT / "checkpoints" / "pretrained", help="folder of the models")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures")
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--models", type=Path, default=Path("checkpoints/pretrained"), help="folder of the models")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the pictures")
     return parser.parse_args()
 
 

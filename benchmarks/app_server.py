@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from common.files import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -28,8 +29,7 @@ def serve(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
         port = free.getsockname()[1]
     options = ("--server.headless", "true", "--server.port", str(port), "--server.fileWatcherType", "none")
     command = [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", str(folder)]
-    root = Path(__file__).parent.parent
-    server = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://localhost:{port}"
     try:
         while not _answers(address):

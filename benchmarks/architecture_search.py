@@ -1,7 +1,7 @@
 """Compare networks and recipes at equal training FLOP, by the loss on held-out images and by FID.
 
-    python benchmarks/architecture_search.py --images data/train --flop 1e14
-    python benchmarks/architecture_search.py --images data/train --flop 4e14 --variants "Muon 2e-3" "lighter 16x16" \\
+    python -m benchmarks.architecture_search --images data/train --flop 1e14
+    python -m benchmarks.architecture_search --images data/train --flop 4e14 --variants "Muon 2e-3" "lighter 16x16" \\
         --fid-seeds 1000 --reference statistics.npz
 
 Trains each variant with `teacher_rectified_flow.py` for as many steps as the FLOP allow, on the same images in the same
@@ -16,7 +16,6 @@ import argparse
 import json
 import shlex
 import statistics
-import sys
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -24,14 +23,12 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.search_page import FID_SAMPLES, page
 from benchmarks.search_variants import GUIDANCE, STARTING_NETWORK, VARIANTS, Variant
 from benchmarks.stage_scripts import ROOT, run_script
 from benchmarks.training_rate import bare_rate, one_step
 from common.checkpoint import code_version, load_checkpoint, prepare
-from common.command_line import COUNT_OR_ZERO, POSITIVE, run
+from common.command_line import COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.device import Precision, choose_device, describe_machine
 from common.errors import UserError
 from common.files import write_text
@@ -47,7 +44,7 @@ FID_PROTOCOL = (
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="image folder with a sub-folder for each class")
     parser.add_argument("--flop", type=POSITIVE, required=True, help="training FLOP of each variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")

@@ -1,6 +1,6 @@
 """How fast Inception features are extracted, against the network alone and against torch-fidelity's own extractor.
 
-    python benchmarks/feature_extraction.py --images data/train --inception-weights inception.pth --reference stats.npz
+    python -m benchmarks.feature_extraction --images data/train --inception-weights inception.pth --reference stats.npz
 
 Takes turns between four ways over pieces of the same images, so that a machine that changes its speed changes it for
 all: the extraction that `compute_fid.py` does, disk included; the bare forward passes of the same network in the same
@@ -9,16 +9,13 @@ second, the ratios, and what each way does to the FID of these images.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from common.command_line import COUNT, run
+from common.command_line import COUNT, ArgumentParser, run
 from common.device import choose_device, describe_machine
 from common.feature_store import PART_SIZE, FeatureStore
 from common.image_sets import StoredImages, load_image_set
@@ -30,12 +27,12 @@ THEIR_BATCH_SIZE = 64
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="image folder")
-    parser.add_argument("--inception-weights", type=Path, required=True)
+    parser.add_argument("--inception-weights", type=Path, required=True, help="torch-fidelity's .pth file")
     parser.add_argument("--reference", type=Path, required=True, help=".npz of statistics")
-    parser.add_argument("--num-images", type=COUNT, default=5000)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--num-images", type=COUNT, default=5000, help="the first of the folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Whether FID, as measured here, behaves as it must, on real images and with the real Inception weights.
 
-    python benchmarks/fid_sanity.py --images data/train --inception-weights inception.pth --statistics stats.npz
+    python -m benchmarks.fid_sanity --images data/train --inception-weights inception.pth --statistics stats.npz
 
 Prints the FID of the images against themselves (0), of their statistics against those in a file (0 if it is of the same
 images), of the held-out tenth of each class against the rest, and of a subset as it is and after JPEG compression, blur
@@ -8,15 +8,12 @@ and noise, each of which must raise it. Features go to the store of `compute_fid
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from common.command_line import COUNT, run
+from common.command_line import COUNT, ArgumentParser, run
 from common.data import ImageData, split_held_out
 from common.device import choose_device
 from common.feature_store import FeatureStore
@@ -28,9 +25,9 @@ from common.reference import reference_features
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="image folder with a sub-folder for each class")
-    parser.add_argument("--inception-weights", type=Path, required=True)
+    parser.add_argument("--inception-weights", type=Path, required=True, help="torch-fidelity's .pth file")
     parser.add_argument("--statistics", type=Path, required=True, help=".npz of these images' statistics")
     parser.add_argument("--features", type=Path, default=Path("data/features"), help="folder of extracted features")
     parser.add_argument("--num-images", type=COUNT, default=2560, help="images that are made worse")

@@ -1,6 +1,6 @@
 """How wrong are mirrored pairs: does a teacher turn mirrored noise into the mirrored image?
 
-    python benchmarks/mirror_symmetry.py checkpoints/pretrained/teacher.safetensors \\
+    python -m benchmarks.mirror_symmetry checkpoints/pretrained/teacher.safetensors \\
         --guide checkpoints/pretrained/guide.safetensors
 
 The student stages mirror noise, states and image of a pair together, unless --no-flips is given. Of a teacher that is
@@ -10,16 +10,14 @@ have no such floor. Prints both beside the variance of the images around their c
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from common.command_line import (
     COUNT,
     COUNT_OR_ZERO,
+    ArgumentParser,
     add_device_arguments,
     add_sampling_arguments,
     load_teacher,
@@ -34,10 +32,10 @@ from common.sampling import balanced_labels, draw
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", type=Path)
-    parser.add_argument("--num-samples", type=COUNT, default=200)
-    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("teacher", type=Path, help="checkpoint of stage 1")
+    parser.add_argument("--num-samples", type=COUNT, default=200, help="images, and as many of mirrored noise")
+    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of the noise")
     add_sampling_arguments(parser)
     add_device_arguments(parser)
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """Write docs/results.md, its figures and the README's table from docs/results.jsonl and the shipped checkpoints.
 
-    python benchmarks/results_page.py
+    python -m benchmarks.results_page
 
 The page shows what `compute_fid.py --output docs/results.jsonl` measured of the models that are in
 checkpoints/pretrained/ now, by their hash; results of earlier models follow in tables of their own. No figure on it is
@@ -9,22 +9,19 @@ typed by hand but those in docs/published.json, which others published.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
 from benchmarks.losses_section import losses_section
 from benchmarks.search_page import CHOOSING_SEED
 from common.checkpoint import GUIDE_NAME, STUDENT_STEPS, Checkpoint, load_checkpoint
-from common.command_line import run
+from common.command_line import ArgumentParser, run
 from common.curves import curve_series, fid_curve
 from common.data import CIFAR10_NAMES
 from common.errors import UserError
-from common.files import write_bytes, write_text
+from common.files import ROOT, write_bytes, write_text
 from common.results import (
     NEEDED_OF_OPINIONS,
     STAGE_NAMES,
@@ -40,7 +37,6 @@ from common.results import (
 from common.tables import markdown_table
 from common.unet import count_values
 
-ROOT = Path(__file__).parent.parent
 PAGE, README = "docs/results.md", "README.md"
 HEADLINE_MARK = "<!-- From here to the next heading: make results -->\n"
 FIGURES = {
@@ -48,20 +44,19 @@ FIGURES = {
     "training_flop": "docs/fid_against_training_flop.png",
     "finishing_flop": "docs/fid_against_finishing_flop.png",
 }
-PRETRAINED = ROOT / "checkpoints" / "pretrained"
 STAGES = list(STAGE_NAMES)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT, help="folder in which docs/ is written")
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder in which README.md and docs/ are written")
     return parser.parse_args()
 
 
 def main() -> None:
     out = parse_args().out
     results = read_results(ROOT / "docs" / "results.jsonl")
-    shipped = [load_checkpoint(path) for path in sorted(PRETRAINED.glob("*.safetensors"))]
+    shipped = [load_checkpoint(path) for path in sorted((ROOT / "checkpoints" / "pretrained").glob("*.safetensors"))]
     shipped.sort(key=lambda checkpoint: (is_guide(checkpoint), STAGES.index(checkpoint.stage)))
     files = {checkpoint.sha256: f"checkpoints/pretrained/{checkpoint.path.name}" for checkpoint in shipped}
     current = [result for result in results if result["checkpoint"] in files]

@@ -1,6 +1,6 @@
 """The rate of sampling by batch size, against that of the network's bare convolutions, and where the other time goes.
 
-    python benchmarks/sampling_rate.py --preset cpu
+    python -m benchmarks.sampling_rate --preset cpu
 
 In every round each batch size draws as many images as the largest batch holds, with one network call an image, as all
 sampling here does: without autograd, under autocast. Right after it the convolutions of a call run alone and warm.
@@ -8,19 +8,15 @@ sampling here does: without autograd, under autocast. Right after it the convolu
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.training_rate import bare_rate, print_profile
 from common.checkpoint import prepare
-from common.command_line import COUNT, add_device_arguments, run
+from common.command_line import COUNT, ArgumentParser, add_device_arguments, run
 from common.device import Precision, choose_device, choose_precision, describe_machine
 from common.noise import BLOCK_SIZE
 from common.presets import NETWORKS
@@ -31,9 +27,10 @@ ONE_STEP = SamplingSettings(solver="euler", num_steps=1)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=NETWORKS, default="cpu")
-    parser.add_argument("--batch-sizes", type=COUNT, nargs="+", default=[8, 16, 32, 64, 128, 256], metavar="SIZE")
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--preset", choices=NETWORKS, default="cpu", help="network")
+    sizes = [8, 16, 32, 64, 128, 256]
+    parser.add_argument("--batch-sizes", type=COUNT, nargs="+", default=sizes, metavar="SIZE", help="images of a call")
     parser.add_argument("--rounds", type=COUNT, default=5, help="measurements of each size; medians are printed")
     parser.add_argument("--rows", type=COUNT, default=12, help="lines of the profile")
     add_device_arguments(parser)

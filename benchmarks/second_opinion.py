@@ -2,7 +2,7 @@
 
     python feature_network.py --seed 1 --network '{"widths": [48, 96, 192, 384], "residual": true}' \\
         --out checkpoints/judge
-    python benchmarks/second_opinion.py checkpoints/pretrained/{teacher,four_step,student}.safetensors \\
+    python -m benchmarks.second_opinion checkpoints/pretrained/{teacher,four_step,student}.safetensors \\
         --guide checkpoints/pretrained/guide.safetensors --judge checkpoints/judge/feature_network.safetensors
 
 Prints of each model's samples the Fréchet distance to the images that were held out from its training, in the judge's
@@ -23,8 +23,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import command_line
 from common.checkpoint import Checkpoint, code_version, load_feature_network
@@ -47,12 +45,12 @@ SHOWN, NEIGHBOURS = 10, 5
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.ArgumentParser(__doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--judge", type=Path, required=True, help="checkpoint of feature_network.py")
     parser.add_argument("--pairs", type=Path, help="folder of noise pairs of the students' teacher")
-    parser.add_argument("--num-samples", type=command_line.COUNT, default=10_000)
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0)
+    parser.add_argument("--num-samples", type=command_line.COUNT, default=10_000, help="of each model")
+    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
     parser.add_argument("--data-dir", type=Path, help="of the judge's images (default: as it was given to the judge)")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
     parser.add_argument("--figures", type=Path, default=Path("samples"), help="folder for the figures")

@@ -1,6 +1,6 @@
 """With how few network calls a solver ends at the images of many small steps.
 
-    python benchmarks/solver_error.py checkpoints/pretrained/teacher.safetensors \\
+    python -m benchmarks.solver_error checkpoints/pretrained/teacher.safetensors \\
         --guide checkpoints/pretrained/guide.safetensors
 
 Draws the same samples by `--reference` and by each of `--settings`; prints the network calls, and the mean squared
@@ -8,18 +8,16 @@ error between the two as a share of the variance of all the pixels.
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from common.command_line import (
     COUNT,
     COUNT_OR_ZERO,
+    ArgumentParser,
     add_device_arguments,
     add_guidance_arguments,
     load_teacher,
@@ -35,12 +33,13 @@ SETTINGS = [(solver, steps) for steps in (12, 16, 20, 24, 40) for solver in ("ad
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", type=Path)
-    parser.add_argument("--settings", type=solver_and_steps, nargs="+", default=SETTINGS, metavar="SOLVER:STEPS")
-    parser.add_argument("--reference", type=solver_and_steps, default=("edm-heun", 100), metavar="SOLVER:STEPS")
-    parser.add_argument("--num-samples", type=COUNT, default=64)
-    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("teacher", type=Path, help="checkpoint of stage 1")
+    how = {"type": solver_and_steps, "metavar": "SOLVER:STEPS"}
+    parser.add_argument("--settings", nargs="+", help="(default: adams and edm-heun, each of 12 to 40 steps)", **how)
+    parser.add_argument("--reference", default="edm-heun:100", help="what they are measured against", **how)
+    parser.add_argument("--num-samples", type=COUNT, default=64, help="images by each solver")
+    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of the noise")
     add_guidance_arguments(parser)
     add_device_arguments(parser)
     args = parser.parse_args()
@@ -74,7 +73,7 @@ def main() -> None:
     print(f"{describe_machine(device)}, {precision.name}, torch {torch.__version__}; seed {args.seed}")
     print(f"{args.num_samples} images against those of {reference_settings.describe()} ({calls} network calls)")
     rows = []
-    for solver, num_steps in args.settings:
+    for solver, num_steps in args.settings or SETTINGS:
         drawn, calls = images(replace(reference_settings, solver=solver, num_steps=num_steps))
         share = ((drawn - reference) ** 2).mean() / reference.var()
         rows.append((f"{solver} {num_steps}", str(calls), f"{share:.2e}"))

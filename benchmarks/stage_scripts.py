@@ -1,5 +1,6 @@
-"""Runs the project's scripts, as they are run by hand, for searches and comparisons."""
+"""Runs the stage scripts and the benchmarks, as they are run by hand, for searches and comparisons."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -8,17 +9,20 @@ from pathlib import Path
 
 from common.checkpoint import load_header
 from common.errors import UserError
-
-ROOT = Path(__file__).parent.parent
+from common.files import ROOT
 
 
 def run_script(command: list[str]) -> None:
-    """Runs a script of the repository's root and its arguments. Raises UserError where it fails; it has said why.
+    """Runs "compute_fid.py" or "benchmarks/fid_sanity.py" with arguments.
 
-    Who stops the search stops the script, and waits until it has saved.
+    Raises UserError where it fails; it has said why. Who stops the search stops the script, and waits until it has
+    saved.
     """
-    print(f"\npython {shlex.join(command)}", flush=True)
-    script = subprocess.Popen([sys.executable, ROOT / command[0], *command[1:]])
+    path, *arguments = command
+    is_benchmark = path.startswith("benchmarks/")
+    start = ["-m", f"benchmarks.{Path(path).stem}"] if is_benchmark else [os.path.relpath(ROOT / path)]
+    print(f"\npython {shlex.join([*start, *arguments])}", flush=True)
+    script = subprocess.Popen([sys.executable, *start, *arguments])
     try:
         status = script.wait()
     except (KeyboardInterrupt, SystemExit):
@@ -26,7 +30,7 @@ def run_script(command: list[str]) -> None:
         script.wait()
         raise
     if status:
-        raise UserError(f"{command[0]} did not come to its end")
+        raise UserError(f"{path} did not come to its end")
 
 
 def as_arguments(options: dict) -> list[str]:

@@ -1,6 +1,6 @@
 """Compare ways to distil a student at equal training FLOP, by the error on held-out pairs and by FID.
 
-    python benchmarks/student_search.py --teacher checkpoints/teacher/teacher.safetensors --pairs noise_pairs \\
+    python -m benchmarks.student_search --teacher checkpoints/teacher/teacher.safetensors --pairs noise_pairs \\
         --flop 2e14 --reference statistics.npz
 
 Trains each variant of `student_variants.py` with its stage script for as many steps as the FLOP allow, and appends a
@@ -12,16 +12,13 @@ import argparse
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.stage_scripts import ROOT, as_arguments, run_script, steps_for
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
 from common.checkpoint import load_checkpoint, load_header
-from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, run
+from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.device import choose_device, describe_machine
 from common.errors import UserError
 from common.files import write_text
@@ -33,7 +30,7 @@ FID_PROTOCOL = ("num_samples", "seed", "reference_sha256", "inception_sha256", "
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of stage 1")
     parser.add_argument("--pairs", type=Path, required=True, help="folder of stage 2, by the same teacher")
     parser.add_argument("--flop", type=POSITIVE, required=True, help="training FLOP of each variant")

@@ -1,7 +1,7 @@
 """The arithmetic rate of training, against that of the network's bare convolutions, and where the other time goes.
 
-    python benchmarks/training_rate.py --preset cpu
-    python benchmarks/training_rate.py --preset cpu --compile
+    python -m benchmarks.training_rate --preset cpu
+    python -m benchmarks.training_rate --preset cpu --compile
 
 The first rate is the FLOP of a training step over the wall-clock of whole steps (batch assembly, optimiser and EMA
 included), as `teacher_rectified_flow.py` itself logs it on drawn shapes. For the second, every convolution of one real
@@ -33,25 +33,23 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from common import flow
 from common.checkpoint import prepare
-from common.command_line import COUNT, add_device_arguments, run
+from common.command_line import COUNT, ArgumentParser, add_device_arguments, run
 from common.device import Precision, choose_device, choose_precision, describe_machine
 from common.errors import UserError
+from common.files import ROOT
 from common.muon import as_matrix
 from common.optimisation import OPTIMIZERS, ema_update, make_optimizer
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.unet import UNet
 
-ROOT = Path(__file__).parent.parent
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=NETWORKS, default="cpu")
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--preset", choices=NETWORKS, default="cpu", help="network and recipe")
     parser.add_argument("--batch-size", type=COUNT, help="images of a step (default: the preset's)")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="(default: the preset's)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")

@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Where the project is, and files that are never half written."""
 
 import fcntl
 import glob
@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder of the project: of the stage scripts, docs/ and checkpoints/."""
 
 
 @contextmanager

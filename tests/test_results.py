@@ -248,12 +248,12 @@ def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
 
 def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, monkeypatch):
     shutil.copy(ROOT / "README.md", tmp_path)
-    for name in ("benchmarks", "common", "docs"):
+    for name in ("docs", "checkpoints/pretrained"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "checkpoints/pretrained", tmp_path / "checkpoints/pretrained")
     append_result(tmp_path / "docs/results.jsonl", result(fid=987.5))
-    monkeypatch.setattr("conftest.ROOT", tmp_path)
-    assert run_script("benchmarks/results_page.py", "--out", tmp_path).status == 0
+    monkeypatch.setattr("common.files.ROOT", tmp_path)
+    outcome = run_script("benchmarks/results_page.py", "--out", tmp_path)
+    assert outcome.status == 0, outcome.err
     page = (tmp_path / "docs/results.md").read_text()
     earlier = page[page.index("## Not shipped") :]
     assert "| 987.50 |" in earlier and "987.50" not in page[: page.index("## Not shipped")]

@@ -1,11 +1,15 @@
-"""A search that is stopped stops what it runs, which saves first."""
+"""What searches run: in processes of their own, which stop with the search, and save first."""
 
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
 from conftest import ROOT
+
+from benchmarks.stage_scripts import run_script
+from common.errors import UserError
 
 SEARCH = """
 from benchmarks.stage_scripts import run_script
@@ -31,3 +35,16 @@ def test_who_stops_a_search_stops_the_script_and_loses_nothing(image_folder, tmp
         status = search.wait(timeout=60)
     assert status == 128 + signal.SIGTERM
     assert (out / "training_state.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("script", "by_hand"),
+    [("sample.py", "python sample.py"), ("benchmarks/results_page.py", "python -m benchmarks.results_page")],
+)
+def test_scripts_and_benchmarks_run_as_by_hand_and_say_why_they_fail(script, by_hand, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f"{script} did not come to its end"):
+        run_script([script, "--magic"])
+    captured = capfd.readouterr()
+    assert captured.out == f"\n{by_hand} --magic\n"
+    assert "arguments" in captured.err and "Traceback" not in captured.err

@@ -1,0 +1,1 @@
+"""Measurements, searches and the pages of their results, each run as `python -m benchmarks.NAME`."""
