@@ -1,5 +1,6 @@
 """Runs the stage scripts and the benchmarks, as they are run by hand, for searches and comparisons."""
 
+import json
 import os
 import shlex
 import shutil
@@ -34,9 +35,11 @@ def run_script(command: list[str]) -> None:
 
 
 def as_arguments(options: dict) -> list[str]:
-    """An option that is True stands alone; of a list, each value follows it."""
+    """An option that is True stands alone, one that is False or None is left out; of a list, each value follows it."""
     arguments = []
     for name, value in options.items():
+        if value is False or value is None:
+            continue
         values = () if value is True else value if isinstance(value, list) else (value,)
         arguments += [name, *map(str, values)]
     return arguments
@@ -57,3 +60,10 @@ def steps_for(flop: float, command: list[str], out: Path) -> int:
         raise UserError(f"{flop:.3g} FLOP do not suffice: {command[0]} needs {setup:.3g} before its first step")
     per_step = (header["training_flop"] - header.get("initial_flop", 0) - setup) / header["step"]
     return max(2, round((flop - setup) / per_step))
+
+
+def measure_fid(checkpoint: Path, options: dict, output: Path) -> dict:
+    """The line that `compute_fid.py` writes of a checkpoint, alone in the file `output`."""
+    output.unlink(missing_ok=True)  # the features are kept: measuring the same again takes a moment
+    run_script(["compute_fid.py", str(checkpoint), *as_arguments(options | {"--output": output})])
+    return json.loads(output.read_text())

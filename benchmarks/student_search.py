@@ -9,19 +9,18 @@ done again, and a run that was interrupted goes on. A variant that begins as ano
 """
 
 import argparse
-import json
 import shlex
 import shutil
 from pathlib import Path
 
-from benchmarks.stage_scripts import ROOT, as_arguments, run_script, steps_for
+from benchmarks.search_rows import protocol_of, read_rows, require_definition, write_rows
+from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, steps_for
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
 from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.device import choose_device, describe_machine
 from common.errors import UserError
-from common.files import write_text
 from common.pairs import SHARD_SIZE, PairSet, held_out_of, shard_paths
 from common.run_log import read_metrics
 
@@ -34,9 +33,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of stage 1")
     parser.add_argument("--pairs", type=Path, required=True, help="folder of stage 2, by the same teacher")
     parser.add_argument("--flop", type=POSITIVE, required=True, help="training FLOP of each variant")
-    parser.add_argument("--variants", nargs="+", choices=STUDENTS, default=list(STUDENTS), metavar="VARIANT")
+    parser.add_argument("--variants", nargs="+", choices=STUDENTS, metavar="VARIANT", help="(default: all)")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/student_search"), help="folder of the runs")
-    parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "student_search.jsonl", help="file of rows")
+    parser.add_argument("--rows", type=Path, default=Path("docs/student_search.jsonl"), help="file of rows")
     parser.add_argument("--num-samples", type=COUNT, default=5000, help="of FID")
     parser.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=1000, help="sampling seed of FID")
     parser.add_argument("--reference", default="cifar10", help="of FID, as for compute_fid.py")
@@ -59,7 +58,7 @@ class Search:
             "held_out_pairs": pairs.held_out_count,
         }
         self.runs = args.out / f"{args.flop:.3g}_{teacher.sha256[:12]}"
-        self.all_rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.is_file() else []
+        self.all_rows = read_rows(args.rows)
 
     @property
     def rows(self) -> dict[str, dict]:
@@ -79,12 +78,8 @@ class Search:
             if variant.stage != "teacher":
                 row["fid"] = self.measured_fid(name)
             self.all_rows.append(row)
-            write_text(self.args.rows, "".join(json.dumps(row) + "\n" for row in self.all_rows))
-            write_text(self.args.rows.with_suffix(".md"), page(self.all_rows))
-        elif self.rows[name]["definition"] != variant.definition:
-            raise UserError(
-                f"the row of {name} is of {self.rows[name]['definition']}: delete it, or give the variant another name"
-            )
+            write_rows(self.args.rows, self.all_rows, page)
+        require_definition(self.rows[name], variant.definition)
 
     def trained(self, name: str) -> dict:
         """Trains a variant, and returns its row without FID."""
@@ -145,24 +140,17 @@ class Search:
     def measured_fid(self, name: str) -> dict:
         """FID and how it was measured. Raises UserError where others of the table were measured otherwise."""
         args, out = self.args, self.folder(name)
-        file = out / "fid.jsonl"
-        file.unlink(missing_ok=True)  # the features are kept: measuring the same again takes a moment
         options = {"--num-samples": args.num_samples, "--seed": args.fid_seed, "--reference": args.reference}
-        options |= {"--inception-weights": args.inception_weights} if args.inception_weights else {}
-        weights = str(out / STUDENTS[name].weights_name)
-        run_script(["compute_fid.py", weights, *as_arguments(options | {"--output": file})])
-        result = json.loads(file.read_text())
-        protocol = {field: result[field] for field in FID_PROTOCOL}
-        for row in self.rows.values():
-            if row["fid"] and row["fid"]["protocol"] != protocol:
-                raise UserError(f"the other rows have FIDs by {row['fid']['protocol']}, not by {protocol}")
-        return {"fid": result["fid"], "protocol": protocol}
+        options["--inception-weights"] = args.inception_weights
+        result = measure_fid(out / STUDENTS[name].weights_name, options, out / "fid.jsonl")
+        earlier = [row["fid"]["protocol"] for row in self.rows.values() if row["fid"]]
+        return {"fid": result["fid"], "protocol": protocol_of(result, FID_PROTOCOL, earlier)}
 
 
 def main() -> None:
     args = parse_args()
     search = Search(args)
-    for name in args.variants:
+    for name in args.variants or STUDENTS:
         search.add(name)
 
 

@@ -8,16 +8,22 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import architecture_search
+from benchmarks import architecture_search, stage_scripts
 from benchmarks.search_page import CHOOSING_SEED, guidance_cells, page
 from common.errors import UserError
 from common.sampling import SamplingSettings
 
 
-def test_a_variant_is_trained_for_the_flop_asked_for_and_only_once(run_script, image_folder, tmp_path):
+def test_a_variant_is_trained_for_the_flop_asked_for_and_only_once(run_script, image_folder, tmp_path, monkeypatch):
+    def in_this_process(command):
+        result = run_script(*command)
+        assert result.status == 0, result.err
+
+    monkeypatch.setattr(stage_scripts, "run_script", in_this_process)
     rows, budget = tmp_path / "rows.jsonl", 2e11
     arguments = ("--images", image_folder, "--flop", budget, "--rows", rows, "--out", tmp_path / "runs")
-    assert run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 32").status == 0
+    result = run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 32")
+    assert result.status == 0, result.err
     written = rows.read_bytes()
     row = json.loads(written)
     assert abs(row["training_flop"] - budget) <= row["training_flop"] / row["steps"] / 2
@@ -63,13 +69,11 @@ def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kep
         }
         Path(options["--output"]).write_text(json.dumps(result))
 
-    monkeypatch.setattr(architecture_search, "run_script", stand_in)
+    monkeypatch.setattr(stage_scripts, "run_script", stand_in)
     for seed in (CHOOSING_SEED, 2, 3, 7):
-        measure = partial(
-            architecture_search.measure_fid, row, "snapshot at 25 %", seed, "statistics.npz", None, tmp_path
-        )
+        measure = partial(architecture_search.add_fid, row, "snapshot at 25 %", seed, "statistics.npz", None, tmp_path)
         if seed == 7:
-            with pytest.raises(UserError, match="has FIDs by"):
+            with pytest.raises(UserError, match="there are FIDs by"):
                 measure()
         else:
             measure()
@@ -80,4 +84,4 @@ def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kep
 
     row["steps"] = 3999
     with pytest.raises(UserError, match="no snapshot"):
-        architecture_search.measure_fid(row, "snapshot at 25 %", 4, "statistics.npz", None, tmp_path)
+        architecture_search.add_fid(row, "snapshot at 25 %", 4, "statistics.npz", None, tmp_path)

@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_kept_apart(search, monkeypatch, tmp_path):
     assert rows[0]["teacher"] != rows[1]["teacher"]
     assert (tmp_path / "rows.md").read_text().count("| one step |") == 2
     assert (tmp_path / "rows.md").read_text().count("## 2e+11 training FLOP") == 2
-    with pytest.raises(UserError, match="have FIDs by"):
+    with pytest.raises(UserError, match="there are FIDs by"):
         search("one step, no flips", num_samples=41)
     monkeypatch.setitem(STUDENTS, "one step", Variant("one_step", {"--learning-rate": 3e-3}))
     with pytest.raises(UserError, match="give the variant another name"):
