@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from benchmarks.stage_scripts import run_script
+from benchmarks.stage_scripts import as_arguments, run_script
 from common.errors import UserError
 
 SEARCH = """
@@ -35,6 +35,11 @@ def test_who_stops_a_search_stops_the_script_and_loses_nothing(image_folder, tmp
         status = search.wait(timeout=60)
     assert status == 128 + signal.SIGTERM
     assert (out / "training_state.pt").is_file()
+
+
+def test_options_become_arguments():
+    options = {"--steps": 2, "--compile": True, "--no-flips": False, "--guide": None, "--step-times": [0.25, 0.5]}
+    assert as_arguments(options) == ["--steps", "2", "--compile", "--step-times", "0.25", "0.5"]
 
 
 @pytest.mark.parametrize(
