@@ -1,9 +1,11 @@
 """Every script through its command line: what it writes, and that bad input is one clear line and changes nothing."""
 
+import argparse
 import json
+import runpy
 import shutil
-import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.command_line import run
+from common.noise import derive_seed
 from common.pairs import PairSet
+from common.presets import NETWORKS
 from common.sampling import draw
+from common.unet import UNet
 
 SHORT = (
     "--steps",
@@ -30,7 +35,14 @@ SHORT = (
     2,
 )
 TRAINING_SCRIPTS = ("teacher_rectified_flow.py", "distill_student.py", "four_step_student.py")
-SCRIPTS = (*TRAINING_SCRIPTS, "generate_noise_dataset.py", "sample.py")
+PARSERS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py"))
+    if "def parse_args" in path.read_text() and path.name != "loss_comparison.py"
+)
+"""Every file with a command line."""
+UNMOVED = ("--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--learning-rate", 1e-12)
+"""After SHORT: a run whose weights are still those that it began with."""
 
 
 @pytest.fixture
@@ -47,6 +59,16 @@ def pipeline(run_script, image_folder, tmp_path, monkeypatch):
     for result in results:
         assert result.status == 0, result.err
     return tmp_path
+
+
+def assert_same_weights(first: UNet, second: UNet) -> None:
+    for name, value in second.state_dict().items():
+        torch.testing.assert_close(first.state_dict()[name], value, atol=1e-9, rtol=0)
+
+
+def weights_differ(first: UNet, second: UNet) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return any(not torch.allclose(one, other, atol=1e-6) for one, other in pairs)
 
 
 MODELS = (
@@ -119,14 +141,27 @@ def test_reflow_starts_from_the_teacher(pipeline, run_script):
     assert first.supports_guidance
 
 
-def test_a_student_can_be_another_network_or_start_from_a_checkpoint(pipeline, run_script):
-    assert (
-        run_script(
-            "distill_student.py", *SHORT, "--student-network", "tiny", "--loss", "pseudo-huber", "--out", "s"
-        ).status
-        == 0
-    )
-    assert run_script("four_step_student.py", *SHORT, "--init", "s/student.safetensors", "--out", "f").status == 0
+def test_a_student_of_another_network_begins_with_new_weights(pipeline, run_script, monkeypatch):
+    """Of a network of the same shapes, into which the teacher's weights would fit."""
+    other = replace(NETWORKS["tiny"], head_width=8)
+    monkeypatch.setitem(NETWORKS, "cpu", other)
+    network = ("--student-network", "cpu")
+    assert run_script("distill_student.py", *SHORT, *UNMOVED, *network, "--out", "s").status == 0
+    student, teacher = load_checkpoint("s/student.safetensors").model, load_checkpoint(MODELS[0]).model
+    assert student.config == replace(other, num_classes=10) != teacher.config
+    torch.manual_seed(derive_seed("weights", 0))
+    assert_same_weights(student, UNet(student.config))
+    assert weights_differ(student, teacher)
+
+
+def test_a_student_can_start_from_a_checkpoint(pipeline, run_script):
+    assert run_script("distill_student.py", *SHORT, "--loss", "pseudo-huber", "--out", "s").status == 0
+    start = ("--init", "s/student.safetensors")
+    assert run_script("four_step_student.py", *SHORT, *UNMOVED, *start, "--out", "f").status == 0
+    first, second = load_checkpoint("s/student.safetensors"), load_checkpoint("f/four_step.safetensors")
+    assert second.header["initial"]["sha256"] == first.sha256
+    assert_same_weights(second.model, first.model)
+    assert weights_differ(second.model, load_checkpoint(MODELS[0]).model)
 
 
 def test_what_was_spent_on_a_student_s_first_weights_counts(pipeline, run_script):
@@ -153,29 +188,28 @@ def test_what_was_spent_on_a_student_s_first_weights_counts(pipeline, run_script
 
 
 def test_a_student_that_starts_from_its_teacher_keeps_its_weights_at_first(pipeline, run_script):
-    run_script(
-        "distill_student.py",
-        *SHORT[2:],
-        "--steps",
-        1,
-        "--warmup-steps",
-        0,
-        "--decay-steps",
-        0,
-        "--learning-rate",
-        1e-12,
-        "--out",
-        "s",
-    )
-    student, teacher = load_checkpoint("s/student.safetensors"), load_checkpoint(MODELS[0])
-    for name, value in teacher.model.state_dict().items():
-        torch.testing.assert_close(student.model.state_dict()[name], value, atol=1e-9, rtol=0)
+    assert run_script("distill_student.py", *SHORT, *UNMOVED, "--out", "s").status == 0
+    assert_same_weights(load_checkpoint("s/student.safetensors").model, load_checkpoint(MODELS[0]).model)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_default(script):
-    process = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
-    assert process.returncode == 0 and "default" in process.stdout and "None" not in process.stdout
+@pytest.mark.parametrize("script", PARSERS)
+def test_help_shows_every_default(script, monkeypatch):
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda parser, file=None: parsers.append(parser))
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.setenv("COLUMNS", "1000")  # no default is broken over two lines
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / script))["parse_args"]()
+    (parser,) = parsers
+    assert "None" not in parser.format_help()
+    for action in parser._actions:
+        default = action.default
+        if default is None or default is False or default in (argparse.SUPPRESS, [], {}):
+            continue
+        formatter = parser.formatter_class(parser.prog)
+        formatter.add_argument(action)
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        assert f"(default: {shown})" in formatter.format_help(), action.dest
 
 
 BAD_NUMBERS = [
