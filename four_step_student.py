@@ -17,12 +17,13 @@ import argparse
 import torch
 
 from common import command_line
-from common.checkpoint import STUDENT_STEPS, student_settings
+from common.checkpoint import student_settings
 from common.distillation import Distillation, student_parser
 from common.errors import UserError
+from common.stages import STAGES
 from common.training import step_generator
 
-NUM_STEPS = STUDENT_STEPS["four_step"]
+NUM_STEPS = STAGES["four_step"].num_steps
 
 
 def parse_args() -> argparse.Namespace:

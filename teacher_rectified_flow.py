@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from common import command_line, flow
-from common.checkpoint import WEIGHTS_FILES, load_initial_weights, prepare
+from common.checkpoint import load_initial_weights, prepare
 from common.data import EpochOrder, load_images
 from common.device import choose_device, choose_precision
 from common.noise import derive_seed
@@ -25,6 +25,7 @@ from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, changes_to
 from common.previews import preview_grid
 from common.sampling import SamplingSettings
 from common.sources import ImageSource, PairSource
+from common.stages import STAGES
 from common.training import Trainer, step_generator
 from common.training_arguments import add_data_arguments, add_training_arguments, refuse_data_arguments
 from common.unet import UNet, UNetConfig
@@ -129,7 +130,7 @@ def main() -> int:
         args,
         model,
         precision,
-        weights_name=WEIGHTS_FILES["teacher"],
+        weights_name=STAGES["teacher"].weights_file,
         batch_loss=batch_loss,
         evaluate=evaluate,
         preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),

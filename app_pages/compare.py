@@ -22,8 +22,8 @@ from app_pages.settings import (
 from common.checkpoint import Checkpoint
 from common.comparison import Column
 from common.distances import mean_squared, share_of_variance, variance_around_class_mean
-from common.results import STAGE_NAMES
 from common.sampling import SamplingSettings, Step
+from common.stages import STAGES
 
 SECONDS_BETWEEN_PICTURES = 0.25
 """While the teacher integrates: more often would only keep the browser busy."""
@@ -55,7 +55,7 @@ def main() -> None:
     columns: dict[str, Column] = st.session_state.columns  # those that are drawn already
 
     slots = {}
-    for stage, place in zip(STAGE_NAMES, st.columns(len(STAGE_NAMES)), strict=True):
+    for stage, place in zip(STAGES, st.columns(len(STAGES)), strict=True):
         with place:
             slots[stage] = st.empty(), st.empty()  # for the pictures, and for the facts, which come to be known later
     for stage in list(columns):
@@ -71,7 +71,7 @@ def main() -> None:
                     show_facts(slots[student][1], columns, student)
     if "teacher" in columns:
         show_differences(columns)
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         if stage in columns:
             offer_downloads(columns[stage], request.seed, request.classes)
 
@@ -96,7 +96,7 @@ def settings_form(models: dict[str, Checkpoint]) -> tuple[Request, bool]:
 def progress_in(slot: DeltaGenerator, settings: SamplingSettings) -> Callable[[Step], None]:
     """A function that shows each step that it is given: the images emerge from the noise."""
     with slot.container():
-        st.subheader(STAGE_NAMES["teacher"].capitalize())
+        st.subheader(STAGES["teacher"].label.capitalize())
         picture = st.empty()
         bar = st.progress(0.0, text=f"{settings.describe()}: first step")
     shown = 0.0
@@ -174,7 +174,7 @@ def show_differences(columns: dict[str, Column]) -> None:
     """Each student's images less the teacher's, on grey."""
     if not st.toggle("Differences to the teacher's images", key="differences", persist_state="session"):
         return
-    for place, stage in zip(st.columns(len(STAGE_NAMES)), STAGE_NAMES, strict=True):
+    for place, stage in zip(st.columns(len(STAGES)), STAGES, strict=True):
         if stage == "teacher" or stage not in columns:
             continue
         column = columns[stage]

@@ -8,11 +8,11 @@ from weakref import WeakValueDictionary
 
 import streamlit as st
 
-from common.checkpoint import SCRIPTS, WEIGHTS_FILES, Checkpoint, guide_beside, load_checkpoint, load_header
+from common.checkpoint import Checkpoint, guide_beside, load_checkpoint, load_header
 from common.comparison import require_comparable
 from common.device import choose_device
 from common.errors import UserError
-from common.results import STAGE_NAMES
+from common.stages import STAGES
 
 NO_GUIDE = "none"
 
@@ -35,13 +35,13 @@ def choose_models(folder: Path) -> dict[str, Checkpoint]:
     models = {}
     with st.sidebar:
         st.header("Models")
-        for stage, name in STAGE_NAMES.items():
+        for stage, about in STAGES.items():
             if not found[stage]:
                 out = from_here(folder) / stage
-                made = f"`python {SCRIPTS[stage]} --out {out}` makes one, on a CPU with `--preset cpu`"
-                problems.append(f"No {name} in {from_here(folder)}: {made}.")
+                made = f"`python {about.script} --out {out}` makes one, on a CPU with `--preset cpu`"
+                problems.append(f"No {about.label} in {from_here(folder)}: {made}.")
                 continue
-            file = choose_file(name.capitalize(), found[stage], f"model_{stage}")
+            file = choose_file(about.label.capitalize(), found[stage], f"model_{stage}")
             try:
                 models[stage] = load_model(file)
                 if stage == "teacher":
@@ -64,7 +64,7 @@ def comparable(models: dict[str, Checkpoint]) -> tuple[dict[str, Checkpoint], li
             require_comparable([*alike.values(), model])
             alike[stage] = model
         except UserError as error:
-            problems.append(f"The {STAGE_NAMES[stage]} is left out: {error}.")
+            problems.append(f"The {STAGES[stage].label} is left out: {error}.")
     return alike, problems
 
 
@@ -73,7 +73,7 @@ def find_models(folder: Path) -> tuple[dict[str, dict[str, File]], list[str]]:
 
     Links that lead out of the folder are not followed.
     """
-    found: dict[str, dict[str, File]] = {stage: {} for stage in STAGE_NAMES}
+    found: dict[str, dict[str, File]] = {stage: {} for stage in STAGES}
     problems = []
     for path, file in files_below(folder):
         try:
@@ -84,7 +84,7 @@ def find_models(folder: Path) -> tuple[dict[str, dict[str, File]], list[str]]:
         if stage in found:  # a feature network makes no images
             found[stage][str(path.relative_to(folder))] = file
     for stage, files in found.items():
-        usual_name = WEIGHTS_FILES[stage]
+        usual_name = STAGES[stage].weights_file
 
         def order(name: str, usual_name=usual_name) -> tuple:
             path = folder / name

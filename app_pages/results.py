@@ -4,7 +4,6 @@ from pathlib import Path
 
 import streamlit as st
 
-from common.checkpoint import STAGES
 from common.curves import fid_curve
 from common.errors import UserError
 from common.results import (
@@ -15,6 +14,7 @@ from common.results import (
     read_results,
     table_of,
 )
+from common.stages import STAGES
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.jsonl"
 

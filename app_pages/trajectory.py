@@ -12,8 +12,8 @@ from app_pages.pictures import picture_url, show_images, show_picture
 from app_pages.settings import MAX_IMAGES, class_input, new_seed, number, seed_input, teacher_inputs
 from common.checkpoint import Checkpoint
 from common.noise import sample_noise
-from common.results import STAGE_NAMES
 from common.sampling import SamplingSettings
+from common.stages import STAGES
 
 STRIP_LENGTH = 11
 """States in the teacher's strip at most, spread evenly over its steps."""
@@ -74,7 +74,7 @@ def paths_of(models: dict[str, Checkpoint], request: Request) -> dict[str, list[
         paths[stage] = [(0.0, noise)]
         for step, _ in steps_in_network_thread(model, settings, noise, labels):
             paths[stage].append((step.t, step.state))
-            progress.progress(step.t, text=f"Following the flow: {STAGE_NAMES[stage]}, t = {step.t:.2f}")
+            progress.progress(step.t, text=f"Following the flow: {STAGES[stage].label}, t = {step.t:.2f}")
     progress.empty()
     return paths
 
@@ -85,16 +85,16 @@ def show_paths(paths: dict[str, list[tuple[float, Tensor]]], strips: dict[str, t
     times = [time for time, _ in paths.get("teacher", max(paths.values(), key=len))]
     first_shown = next(time for time in times if time > 0.74)  # where there is something to see
     time = st.select_slider("Time t", times, value=first_shown, format_func=lambda t: f"{t:.3f}", key="time")
-    for place, stage in zip(st.columns(len(STAGE_NAMES)), STAGE_NAMES, strict=True):
+    for place, stage in zip(st.columns(len(STAGES)), STAGES, strict=True):
         if stage in paths:
             reached, state = [point for point in paths[stage] if point[0] <= time + 1e-9][-1]
             with place:
-                st.subheader(STAGE_NAMES[stage].capitalize())
-                description = f"State of the {STAGE_NAMES[stage]} at time {reached:.2f}"
+                st.subheader(STAGES[stage].label.capitalize())
+                description = f"State of the {STAGES[stage].label} at time {reached:.2f}"
                 show_images(state, description, caption=f"t = {reached:.2f}")
     if "teacher" in paths:
         show_strip("teacher", *strips["teacher"])
-    students = [stage for stage in STAGE_NAMES if stage in paths and stage != "teacher"]
+    students = [stage for stage in STAGES if stage in paths and stage != "teacher"]
     if students:
         for place, stage in zip(st.columns([len(paths[stage]) for stage in students]), students, strict=True):
             with place:
@@ -103,7 +103,7 @@ def show_paths(paths: dict[str, list[tuple[float, Tensor]]], strips: dict[str, t
 
 def show_strip(stage: str, url: str, times: str) -> None:
     """A path in one row, with its times."""
-    name = STAGE_NAMES[stage]
+    name = STAGES[stage].label
     show_picture(url, f"Path of the {name} at t = {times}", caption=f"{name.capitalize()}, t = {times}")
 
 

@@ -20,12 +20,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.stage_scripts import ROOT, as_arguments, run_script, steps_for
-from common.checkpoint import SCRIPTS, WEIGHTS_FILES, load_checkpoint, load_header
+from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, run
 from common.distillation import USUAL_FEATURE_NETWORK
 from common.errors import UserError
 from common.files import canonical_json, sha256
 from common.pairs import PairSet
+from common.stages import STAGES
 
 RECIPE = {
     "--batch-size": 128,
@@ -89,7 +90,7 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
         if losses["--critic-images"] == "real":
             files |= given({"--data-dir": args.data_dir})
     else:
-        script, start = SCRIPTS[stage], {"--init": args.student}
+        script, start = STAGES[stage].script, {"--init": args.student}
     command = [script, *as_arguments(start | files | RECIPE | losses)]
     steps = steps_for(args.flop, command, args.out / "one_step_of_it")
     return [*command, *as_arguments({"--steps": steps, "--evaluate-every": steps} | schedule(steps))]
@@ -143,7 +144,7 @@ def main() -> None:
     models = [args.student]
     for name in args.losses:
         folder = args.out / f"{student.sha256[:12]}_{args.flop:.3g}" / name.replace(" ", "_").replace(",", "")
-        models.append(folder / WEIGHTS_FILES[student.stage])
+        models.append(folder / STAGES[student.stage].weights_file)
         if is_finished(models[-1]):
             require_same_definition(models[-1], name, args)
         else:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from common.errors import UserError
 from common.lineage import losses_in_words
-from common.results import STAGE_NAMES, name_of, run_of
+from common.results import name_of, run_of
+from common.stages import STAGES
 from common.tables import markdown_table
 
 TITLE = "## Students by their losses"
@@ -43,7 +44,7 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
         count=real["count"],
         closer=real["closer_than_real"],
     )
-    stages = list(STAGE_NAMES)
+    stages = list(STAGES)
     ordered = sorted(
         zip(opinions, measured, strict=True),
         key=lambda pair: (stages.index(pair[0]["stage"]), pair[0]["training_flop"]),
@@ -68,7 +69,7 @@ def _row(opinion: dict, measured: dict) -> tuple[str, ...]:
     is_teacher = opinion["stage"] == "teacher"
     return (
         f"{name_of(opinion)}, {run_of(opinion)}" if is_teacher else name_of(opinion),
-        "; then ".join(map(losses_in_words, opinion["legs"])),
+        "; then ".join(map(losses_in_words, opinion["training_runs"])),
         f"{opinion['training_flop']:.3g}",
         _figure(opinion["feature_networks_flop"] or None, ".3g"),
         _figure(measured.get("num_samples"), ","),

@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
 from benchmarks.losses_section import losses_section
 from benchmarks.search_page import CHOOSING_SEED
-from common.checkpoint import GUIDE_NAME, STUDENT_STEPS, Checkpoint, load_checkpoint
+from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import ArgumentParser, run
 from common.curves import curve_series, fid_curve
 from common.data import CIFAR10_NAMES
@@ -24,7 +24,6 @@ from common.errors import UserError
 from common.files import ROOT, write_bytes, write_text
 from common.results import (
     NEEDED_OF_OPINIONS,
-    STAGE_NAMES,
     comparable_groups,
     group_title,
     in_reading_order,
@@ -34,6 +33,7 @@ from common.results import (
     run_of,
     table_of,
 )
+from common.stages import STAGES
 from common.tables import markdown_table
 from common.unet import count_values
 
@@ -42,9 +42,8 @@ HEADLINE_MARK = "<!-- From here to the next heading: make results -->\n"
 FIGURES = {
     "nfe": "docs/fid_against_network_calls.png",
     "training_flop": "docs/fid_against_training_flop.png",
-    "finishing_flop": "docs/fid_against_finishing_flop.png",
+    "last_run_flop": "docs/fid_against_last_run_flop.png",
 }
-STAGES = list(STAGE_NAMES)
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,7 +56,7 @@ def main() -> None:
     out = parse_args().out
     results = read_results(ROOT / "docs" / "results.jsonl")
     shipped = [load_checkpoint(path) for path in sorted((ROOT / "checkpoints" / "pretrained").glob("*.safetensors"))]
-    shipped.sort(key=lambda checkpoint: (is_guide(checkpoint), STAGES.index(checkpoint.stage)))
+    shipped.sort(key=lambda checkpoint: (is_guide(checkpoint), list(STAGES).index(checkpoint.stage)))
     files = {checkpoint.sha256: f"checkpoints/pretrained/{checkpoint.path.name}" for checkpoint in shipped}
     current = [result for result in results if result["checkpoint"] in files]
     earlier = [result for result in results if result["checkpoint"] not in files]
@@ -101,7 +100,7 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     rows = [
         (
             f"`{checkpoint.path.name}`",
-            "the teacher's guide" if is_guide(checkpoint) else STAGE_NAMES[checkpoint.stage],
+            "the teacher's guide" if is_guide(checkpoint) else STAGES[checkpoint.stage].label,
             f"`{checkpoint.sha256[:12]}`",
             f"{count_values(checkpoint.model):,}",
             f"{checkpoint.path.stat().st_size / 1e6:.2f}",
@@ -140,11 +139,11 @@ def headline(current: Sequence[dict], files: dict[str, str]) -> str:
     for results in sorted(by_seed(group), key=mean_fid, reverse=True):
         best[results[0]["stage"]] = results
     rows = []
-    for stage in sorted(best, key=STAGES.index):
+    for stage in sorted(best, key=list(STAGES).index):
         result = best[stage][0]
         hashes = [result["checkpoint"], *filter(None, [result["guide"]])]
         sizes = " + ".join(f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}" for sha256 in hashes)
-        rows.append((STAGE_NAMES[stage], f"{result['nfe']:g}", sizes, f"{mean_fid(best[stage]):.2f}"))
+        rows.append((STAGES[stage].label, f"{result['nfe']:g}", sizes, f"{mean_fid(best[stage]):.2f}"))
     table = markdown_table(("model", "network calls", "MB (+ guide)", "FID"), rows)
     chosen = ", by the sampling seed that also chose the settings" if was_chosen_by else ""
     return f"\n{table}\n\nFID: {group_title(group)}{chosen}, on {machines_of(group)}. [All results]({PAGE}).\n"
@@ -230,8 +229,8 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
         ("nfe", current, "FID against network calls"),
         ("training_flop", [result for result in results if result["stage"] == "teacher"], "FID against training FLOP"),
         (
-            "finishing_flop",
-            [result for result in results if result["stage"] in STUDENT_STEPS],
+            "last_run_flop",
+            [result for result in results if result["stage"] not in (None, "teacher")],
             "FID of students against the FLOP of their last training run",
         ),
     ):

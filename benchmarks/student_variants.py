@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from common.checkpoint import SCRIPTS, WEIGHTS_FILES
+from common.stages import STAGES
 
 COMMON = {"--batch-size": 64, "--optimizer": "muon", "--learning-rate": 1e-3, "--weight-decay": 0.01, "--seed": 0}
 DISTILLATION = COMMON | {"--loss": "l2"}
@@ -31,11 +31,11 @@ class Variant:
 
     @property
     def script(self) -> str:
-        return SCRIPTS[self.stage]
+        return STAGES[self.stage].script
 
     @property
     def weights_name(self) -> str:
-        return WEIGHTS_FILES[self.stage]
+        return STAGES[self.stage].weights_file
 
     @property
     def all_options(self) -> dict:

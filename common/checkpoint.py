@@ -17,25 +17,10 @@ from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
 from common.files import atomic_write, canonical_json, read_tensor_file
 from common.sampling import TEACHER_SETTINGS, SamplingSettings
+from common.stages import FEATURE_NETWORK, STAGES
 from common.unet import UNet, UNetConfig, without_retired_options
 
 FORMAT = "rectified-flow-distillation/1"
-STAGES = ("teacher", "one_step", "four_step")
-"""Whose models make images."""
-FEATURE_NETWORK = "feature_network"
-STUDENT_STEPS = {"one_step": 1, "four_step": 4}
-WEIGHTS_FILES = {
-    "teacher": "teacher.safetensors",
-    "one_step": "student.safetensors",
-    "four_step": "four_step.safetensors",
-}
-"""What each stage calls its model."""
-SCRIPTS = {
-    "teacher": "teacher_rectified_flow.py",
-    "one_step": "distill_student.py",
-    "four_step": "four_step_student.py",
-}
-"""Which script makes it."""
 GUIDE_NAME = "guide.safetensors"
 """The weaker network that a teacher is guided by, where it lies beside the teacher."""
 
@@ -61,7 +46,7 @@ class Checkpoint:
 
     @property
     def is_student(self) -> bool:
-        return self.stage in STUDENT_STEPS
+        return STAGES[self.stage].num_steps is not None
 
     @property
     def settings(self) -> SamplingSettings:
@@ -99,7 +84,7 @@ def guide_beside(path: str | Path) -> Path | None:
 
 def student_settings(stage: str) -> SamplingSettings:
     """How a student makes images: by one step of Euler, x1 = x0 + u(x0, 0), or by four of equal length."""
-    return SamplingSettings(solver="euler", num_steps=STUDENT_STEPS[stage])
+    return SamplingSettings(solver="euler", num_steps=STAGES[stage].num_steps)
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, header: dict) -> None:

@@ -15,8 +15,8 @@ from common.errors import UserError
 from common.files import atomic_write
 from common.images import image_grid
 from common.noise import BLOCK_SIZE
-from common.results import STAGE_NAMES
 from common.sampling import SamplingSettings, balanced_labels, draw_blocks
+from common.stages import STAGES
 from common.tables import text_table
 from common.unet import count_values
 
@@ -36,7 +36,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        return STAGE_NAMES[self.checkpoint.stage]
+        return STAGES[self.checkpoint.stage].label
 
 
 def require_comparable(checkpoints: list[Checkpoint]) -> None:

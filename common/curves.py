@@ -11,7 +11,7 @@ MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 AXES = {
     "nfe": "network calls behind an image (NFE)",
     "training_flop": "training FLOP",
-    "finishing_flop": "FLOP of the last training run",
+    "last_run_flop": "FLOP of the last training run",
 }
 Points = list[tuple[float, float]]
 
@@ -21,7 +21,7 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
 
     Over training FLOP, a way of running that only one model was measured by says nothing and is left out.
     """
-    if axis == "finishing_flop":
+    if axis == "last_run_flop":
         return _finishing_series(group)
     # Every teacher may have a guide of its own: over training FLOP it counts how strongly each is guided by it.
     constant = {"nfe": ("checkpoint", "guide"), "training_flop": ("num_steps",)}[axis]
@@ -45,11 +45,11 @@ def _finishing_series(group: Sequence[dict]) -> dict[str, Points]:
     measured = {_protocol_key(result, result["checkpoint"]): result["fid"] for result in group}
     series: dict[str, tuple[str, Points]] = {}
     for result in group:
-        start = measured.get(_protocol_key(result, result["begins_as"]))
-        if result["begins_as"] and start is not None and result["fid"] is not None:
-            last = result["legs"][-1]
+        start = measured.get(_protocol_key(result, result["init_sha256"]))
+        if result["init_sha256"] and start is not None and result["fid"] is not None:
+            last = result["training_runs"][-1]
             label = f"{name_of(result)}, {losses_in_words(last)}"
-            key = _protocol_key(result, result["begins_as"]) + label
+            key = _protocol_key(result, result["init_sha256"]) + label
             _, points = series.setdefault(key, (label, [(0.0, start)]))
             points.append((last["flop"], result["fid"]))
     labelled: dict[str, Points] = {}

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from common import command_line
 from common.checkpoint import (
-    WEIGHTS_FILES,
     Checkpoint,
     load_checkpoint,
     load_feature_network,
@@ -34,6 +33,7 @@ from common.pairs import PairBatch, PairSet, how_guided, random_flips
 from common.presets import NETWORKS, STUDENT_RECIPES
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw
+from common.stages import STAGES
 from common.training import Critic, Trainer
 from common.training_arguments import Recipe, add_training_arguments, check_training_arguments
 from common.unet import UNet
@@ -192,7 +192,7 @@ class Distillation:
             self.args,
             student,
             self.precision,
-            WEIGHTS_FILES[stage],
+            STAGES[stage].weights_file,
             batch_loss,
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),

@@ -18,7 +18,7 @@ from common.device import Precision
 from common.errors import UserError
 from common.files import read_tensor_file
 from common.images import open_rgb, to_uint8
-from common.lineage import student_legs
+from common.lineage import student_training_runs
 from common.noise import BLOCK_SIZE, derive_seed
 from common.sampling import SamplingSettings, draw_blocks
 from common.unet import count_values
@@ -27,7 +27,7 @@ MODEL_KEYS = (
     *("name", "stage", "checkpoint", "images_sha256", "guide"),
     *("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "seed", "classes"),
     *("batch_size", "device", "arithmetic", "training_flop", "images_seen", "guide_training_flop", "guide_parameters"),
-    *("legs", "begins_as"),
+    *("training_runs", "init_sha256"),
 )
 
 
@@ -119,8 +119,8 @@ class ModelSamples:
             "images_seen": checkpoint.header["images_seen"],
             "guide_training_flop": guide.header["training_flop"] if guide else None,
             "guide_parameters": count_values(guide.model) if guide else None,
-            "legs": student_legs(checkpoint.header),
-            "begins_as": checkpoint.header.get("initial", {}).get("sha256"),
+            "training_runs": student_training_runs(checkpoint.header),
+            "init_sha256": checkpoint.header.get("initial", {}).get("sha256"),
         }
 
 

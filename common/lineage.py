@@ -12,7 +12,7 @@ def lineage(header: dict) -> list[dict]:
     return headers
 
 
-def student_legs(header: dict) -> list[dict]:
+def student_training_runs(header: dict) -> list[dict]:
     """By which losses a student was trained, run after run, and the FLOP of each; of a teacher nothing."""
     return [
         {name: run["arguments"].get(name) for name in LOSSES}
@@ -22,11 +22,11 @@ def student_legs(header: dict) -> list[dict]:
     ]
 
 
-def losses_in_words(leg: dict) -> str:
+def losses_in_words(run: dict) -> str:
     """What one training run of a student added up."""
-    pixels = "pseudo-huber" if leg["loss"] == "features" else leg["loss"]
-    features = f" + {leg['feature_weight']:g} features" if leg["loss"] == "features" else ""
-    critic = f" + {leg['critic_weight']:g} {leg['critic']} ({leg['critic_images']} images)" if leg["critic"] else ""
+    pixels = "pseudo-huber" if run["loss"] == "features" else run["loss"]
+    features = f" + {run['feature_weight']:g} features" if run["loss"] == "features" else ""
+    critic = f" + {run['critic_weight']:g} {run['critic']} ({run['critic_images']} images)" if run["critic"] else ""
     return pixels + features + critic
 
 

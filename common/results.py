@@ -9,22 +9,33 @@ from filelock import FileLock
 from common.errors import UserError
 from common.files import canonical_json, write_text
 from common.sampling import SamplingSettings
+from common.stages import STAGES
 
-STAGE_NAMES = {"teacher": "teacher", "four_step": "four-step student", "one_step": "one-step student"}
 CIRCUMSTANCES = (
     *("machine", "seconds", "drawing_seconds", "versions"),
-    *("guide_training_flop", "guide_parameters", "legs", "begins_as"),
+    *("guide_training_flop", "guide_parameters", "training_runs", "init_sha256"),
 )
 """Keys that are ignored when it is checked whether a measurement is recorded already."""
 NEEDED = {
     *("name", "stage", "checkpoint", "guide", "guide_scale", "solver", "num_steps", "guidance_scale"),
     *("guidance_interval", "seed", "nfe", "classes", "batch_size", "device", "arithmetic", "machine"),
-    *("fid", "kid", "precision", "recall", "training_flop", "drawing_seconds", "legs", "begins_as"),
+    *("fid", "kid", "precision", "recall", "training_flop", "drawing_seconds", "training_runs", "init_sha256"),
     *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
 }
 """What a line must say for the tables and curves."""
 NEEDED_OF_OPINIONS = {
-    *("stage", "name", "checkpoint", "solver", "num_steps", "training_flop", "legs", "num_samples", "seed", "judge"),
+    *(
+        "stage",
+        "name",
+        "checkpoint",
+        "solver",
+        "num_steps",
+        "training_flop",
+        "training_runs",
+        "num_samples",
+        "seed",
+        "judge",
+    ),
     *("frechet_distance", "closer_than_real", "held_out_error", "real", "feature_networks_flop"),
 }
 """The same of `benchmarks/second_opinion.py`."""
@@ -69,7 +80,7 @@ def _measurement(result: dict) -> str:
 
 def name_of(result: dict) -> str:
     """What was measured, for a table: a stage of this project, or the name of a folder or file."""
-    return STAGE_NAMES.get(result["stage"], result["name"])
+    return STAGES[result["stage"]].label if result["stage"] else result["name"]
 
 
 def run_of(result: dict) -> str:
@@ -99,7 +110,7 @@ def group_title(group: Sequence[dict]) -> str:
 
 def in_reading_order(group: Sequence[dict]) -> list[dict]:
     """Teacher first, many network calls first. For results of this project's models."""
-    return sorted(group, key=lambda result: (list(STAGE_NAMES).index(result["stage"]), -result["nfe"], result["seed"]))
+    return sorted(group, key=lambda result: (list(STAGES).index(result["stage"]), -result["nfe"], result["seed"]))
 
 
 def machines_of(group: Sequence[dict]) -> str:

@@ -65,14 +65,14 @@ def test_losses_are_compared_from_one_start_at_equal_flop_and_only_once(compare,
     names = ["pixels", "features", "pixels, Frechet", "features, adversarial"]
     results, opinions, _ = compare("distill_student.py", *names)
     start, *finished = results
-    assert start["begins_as"] is None and {line["begins_as"] for line in finished} == {start["checkpoint"]}
-    assert [(line["legs"][-1]["loss"], line["legs"][-1]["critic"]) for line in finished] == [
+    assert start["init_sha256"] is None and {line["init_sha256"] for line in finished} == {start["checkpoint"]}
+    assert [(line["training_runs"][-1]["loss"], line["training_runs"][-1]["critic"]) for line in finished] == [
         ("pseudo-huber", None),
         ("features", None),
         ("pseudo-huber", "frechet"),
         ("features", "adversarial"),
     ]
-    assert [line["legs"][-1]["flop"] for line in finished] == pytest.approx([FLOP] * 4, rel=0.1)
+    assert [line["training_runs"][-1]["flop"] for line in finished] == pytest.approx([FLOP] * 4, rel=0.1)
     assert [line["checkpoint"] for line in opinions[1:]] == [line["checkpoint"] for line in results]
     assert opinions[0]["stage"] == "teacher"
     finish = load_checkpoint(next(tmp_path.glob("checkpoints/loss_comparison/*/pixels_Frechet/*.safetensors"))).header

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from common.checkpoint import SCRIPTS, Checkpoint, load_checkpoint
+from common.checkpoint import Checkpoint, load_checkpoint
 from common.presets import network_of
+from common.stages import STAGES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = "<!-- parsed by the tests, not run -->\n"
@@ -127,7 +128,7 @@ def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkey
             commands.append((script, runpy.run_path(str(ROOT / script))["parse_args"]()))
     for path in folder.glob("*.safetensors"):
         checkpoint = load_checkpoint(path)
-        script = SCRIPTS[checkpoint.stage]
+        script = STAGES[checkpoint.stage].script
         assert any(script == name and made_by(checkpoint, args) for name, args in commands), path.name
 
 

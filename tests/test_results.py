@@ -62,8 +62,8 @@ def result(**changes) -> dict:
         "inception_sha256": "c" * 64,
         "seconds": 12.0,
         "drawing_seconds": None,
-        "legs": [],
-        "begins_as": None,
+        "training_runs": [],
+        "init_sha256": None,
         "machine": "some machine",
         "versions": {},
     } | changes
@@ -174,8 +174,8 @@ def test_what_a_last_training_run_costs_is_drawn_from_where_it_began():
     pixels = {"loss": "l2", "feature_weight": None, "critic": None}
     frechet = pixels | {"critic": "frechet", "critic_weight": 0.5, "critic_images": "real"}
 
-    def student(name, fid, leg=pixels, flop=1e15, start=None, **changes):
-        changes = {"stage": "one_step", "begins_as": start, "legs": [leg | {"flop": flop}]} | changes
+    def student(name, fid, run=pixels, flop=1e15, start=None, **changes):
+        changes = {"stage": "one_step", "init_sha256": start, "training_runs": [run | {"flop": flop}]} | changes
         return result(checkpoint=name, fid=fid, **changes)
 
     group = [student("first", 30.0), student("second", 60.0), student("a", 20.0, frechet, 4e14, "first")]
@@ -183,13 +183,13 @@ def test_what_a_last_training_run_costs_is_drawn_from_where_it_began():
     group += [student("d", 50.0, frechet, 2e14, "second"), student("e", 10.0, frechet, 3e14, "first", seed=5)]
     group += [student("a", 21.0, frechet, 4e14, "first", arithmetic="bf16"), student("f", None, frechet, 5e14, "first")]
     group += [student("g", 9.0, frechet, 3e14, "first", stage="four_step"), student("h", 9.0, frechet, 3e14, "lost")]
-    group += [result(legs=[]), result(), result(stage=None, checkpoint=None)]
-    assert curve_series(group, "finishing_flop") == {
+    group += [result(training_runs=[]), result(), result(stage=None, checkpoint=None)]
+    assert curve_series(group, "last_run_flop") == {
         "one-step student, l2 + 0.5 frechet (real images)": [(0, 30.0), (2e14, 25.0), (4e14, 20.0)],
         "one-step student, l2": [(0, 30.0), (2e14, 29.0)],
         "one-step student, l2 + 0.5 frechet (real images) [2]": [(0, 60.0), (2e14, 50.0)],
     }
-    assert_is_a_picture(fid_curve(group, "finishing_flop"))
+    assert_is_a_picture(fid_curve(group, "last_run_flop"))
 
 
 def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
@@ -286,9 +286,9 @@ def test_students_are_compared_by_their_losses():
     finished = features | {"critic": "frechet", "critic_weight": 0.01, "critic_images": "real"}
     real = {"count": 9000, "frechet_distance": 0.5, "closer_than_real": 0.45}
     judged = {"frechet_distance": 3.25, "closer_than_real": 0.41, "held_out_error": 0.0213, "judge": "e" * 64}
-    judged |= {"num_samples": 10_000, "real": real, "feature_networks_flop": 2e14, "legs": [pixels, finished]}
+    judged |= {"num_samples": 10_000, "real": real, "feature_networks_flop": 2e14, "training_runs": [pixels, finished]}
     student = result(**drawn) | guided | judged
-    teacher = result() | guided | judged | {"held_out_error": None, "legs": [], "feature_networks_flop": 0}
+    teacher = result() | guided | judged | {"held_out_error": None, "training_runs": [], "feature_networks_flop": 0}
     results = [result(), result(**drawn, fid=20.0), result(**drawn, fid=12.5, num_samples=50_000)]
     results.append(result(**drawn | {"checkpoint": "2" * 64}, fid=11.0, num_samples=50_000))
     results.append(result(**drawn, fid=None, num_samples=60_000))

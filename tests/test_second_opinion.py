@@ -85,7 +85,7 @@ def test_the_opinion_is_of_the_samples_and_the_held_out_images(second_opinion, j
     ours, theirs, known, mirrored = (features / scale for features in (ours, theirs, known, mirrored))
     line = json.loads((tmp_path / "opinions.jsonl").read_text())
     assert line["frechet_distance"] == pytest.approx(frechet_distance(ours, theirs), rel=1e-3)
-    assert line["checkpoint"] == model.sha256 and line["legs"] == []
+    assert line["checkpoint"] == model.sha256 and line["training_runs"] == []
     assert line["closer_than_real"] == pytest.approx(share_of_copies(ours, known, mirrored))
     real = line["real"]
     some = torch.randperm(150, generator=torch.Generator().manual_seed(3))[:40]
@@ -169,9 +169,9 @@ def test_a_student_is_also_compared_with_its_teacher(second_opinion, run_script,
     of_teacher, *lines = map(json.loads, (tmp_path / "opinions.jsonl").read_text().splitlines())
     assert of_teacher["held_out_error"] is None
     assert [line["held_out_error"] for line in lines] == pytest.approx(reported, abs=1e-4)
-    assert [[leg["loss"] for leg in line["legs"]] for line in lines] == [["l2"], ["l2", "pseudo-huber"]]
+    assert [[run["loss"] for run in line["training_runs"]] for line in lines] == [["l2"], ["l2", "pseudo-huber"]]
     flop = lines[0]["training_flop"]
-    assert [leg["flop"] for leg in lines[1]["legs"]] == [flop, flop] and lines[1]["training_flop"] == 2 * flop
+    assert [run["flop"] for run in lines[1]["training_runs"]] == [flop, flop] and lines[1]["training_flop"] == 2 * flop
     assert len(list((tmp_path / "figures").iterdir())) == 3
 
     others = ("--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path / "others")
