@@ -17,11 +17,10 @@ from torch import Tensor
 from common import command_line
 from common.checkpoint import prepare
 from common.classifier import Classifier, ClassifierConfig
-from common.data import EpochOrder, ImageData, cutout, load_images, random_crops, split_held_out
+from common.data import EpochOrder, ImageData, cutout, load_images, random_crops, random_flips, split_held_out
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.noise import derive_seed
-from common.pairs import random_flips
 from common.presets import FEATURE_RECIPE, changed, changes_to
 from common.training import Trainer, step_generator
 from common.training_arguments import add_data_arguments, add_training_arguments

@@ -125,6 +125,11 @@ def load_feature_network(path: str | Path, device: torch.device | str = "cpu") -
 
 def _read(path: str | Path) -> tuple[bytes, dict]:
     """A whole checkpoint and its header, read once: a run that saves puts another file in its place."""
+    scripts = {stage.weights_file: stage.script for stage in STAGES.values()}
+    scripts[f"{FEATURE_NETWORK}.safetensors"] = f"{FEATURE_NETWORK}.py"
+    script = scripts.get(Path(path).name)
+    if script and not Path(path).exists():
+        raise UserError(f"there is no checkpoint at {path}: {script} makes one")
     content = read_tensor_file(path, "checkpoint", Path.read_bytes)
     return content, _known(path, read_tensor_file(path, "checkpoint", lambda _: _header_in(content)))
 

@@ -23,6 +23,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+        self.checks: list[Callable[[argparse.Namespace], None]] = []
+        """Called with the arguments that were parsed; each raises UserError where they do not go together."""
+
+    def parse_args(self, *args, **options) -> argparse.Namespace:
+        arguments = super().parse_args(*args, **options)
+        for check in self.checks:
+            check(arguments)
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")

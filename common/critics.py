@@ -17,14 +17,14 @@ from tqdm import tqdm
 from common import command_line
 from common.checkpoint import Checkpoint
 from common.classifier import Classifier
-from common.data import EpochOrder, ImageData, flip, images_behind
+from common.data import EpochOrder, ImageData, flip, images_behind, random_flips
 from common.device import Precision
 from common.distances import unit_length
 from common.distillation import Distillation
 from common.errors import UserError
 from common.frechet import RunningFrechetLoss
 from common.noise import derive_seed
-from common.pairs import PairSet, random_flips
+from common.pairs import PairSet
 from common.score_critic import ScoreCritic
 
 CHUNK = 250

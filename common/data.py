@@ -64,6 +64,11 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips.reshape(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
 
 
+def random_flips(count: int, enabled: bool, generator: torch.Generator) -> Tensor:
+    """For each of `count` samples, whether it is mirrored."""
+    return (torch.rand(count, generator=generator, device=generator.device) < 0.5) & enabled
+
+
 def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = False) -> ImageData:
     """Loads one of `DATA_SETS` completely.
 

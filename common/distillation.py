@@ -10,14 +10,16 @@ from torch import Tensor
 
 from common import command_line
 from common.checkpoint import (
+    GUIDE_NAME,
     Checkpoint,
+    guide_beside,
     load_checkpoint,
     load_feature_network,
     load_initial_weights,
     prepare,
 )
 from common.classifier import Classifier
-from common.data import EpochOrder
+from common.data import EpochOrder, random_flips
 from common.device import Precision, choose_device, choose_precision
 from common.distances import (
     PIXEL_LOSSES,
@@ -28,14 +30,15 @@ from common.distances import (
     variance_around_class_mean,
 )
 from common.errors import UserError
+from common.files import sha256
 from common.noise import BLOCK_SIZE, derive_seed
-from common.pairs import PairBatch, PairSet, how_guided, random_flips
+from common.pairs import PairBatch, PairSet, how_guided
 from common.presets import NETWORKS, STUDENT_RECIPES
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw
 from common.stages import STAGES
 from common.training import Critic, Trainer
-from common.training_arguments import Recipe, add_training_arguments, check_training_arguments
+from common.training_arguments import Recipe, add_training_arguments
 from common.unet import UNet
 
 USUAL_FEATURE_NETWORK = Path("checkpoints/feature_network/feature_network.safetensors")
@@ -66,7 +69,8 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
     group.add_argument(
         "--guide",
         type=Path,
-        help="the guide that the pairs were made with, if any: the held-out report then runs the teacher with it",
+        help="the guide that the pairs were made with, if any: the held-out report then runs the teacher with it "
+        f"(default: {GUIDE_NAME} beside the teacher)",
     )
     add_training_arguments(parser, recipe, out)
     command_line.add_device_arguments(parser)
@@ -94,7 +98,6 @@ class Distillation:
 
         Raises UserError where arguments, teacher, guide and pairs do not belong together.
         """
-        check_training_arguments(args)
         if args.loss != "features" and args.feature_weight is not None:
             raise UserError("--feature-weight needs --loss features")
         args.feature_weight = args.feature_weight or (0.2 if args.loss == "features" else None)
@@ -104,8 +107,8 @@ class Distillation:
         self.teacher = load_checkpoint(args.teacher, self.device)
         self.pairs = PairSet(args.pairs, self.device, state_times)
         self.pairs.require_teacher(self.teacher)
-        if args.guide:
-            guide = load_checkpoint(args.guide, self.device)
+        if path := args.guide or self.guide_of_pairs_beside_teacher():
+            guide = load_checkpoint(path, self.device)
             self.require_guide_of_pairs(guide)
             self.teacher = self.teacher.guided_by(guide)
         self.header = {
@@ -130,6 +133,11 @@ class Distillation:
                 raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
             self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
         return self.feature_network
+
+    def guide_of_pairs_beside_teacher(self) -> Path | None:
+        """The guide in the teacher's folder, where the pairs were made with it."""
+        path = guide_beside(self.args.teacher)
+        return path if path and sha256(path) == self.pairs.header.get("guide") else None
 
     def require_guide_of_pairs(self, guide: Checkpoint | None) -> None:
         """Raises UserError for another guide than the pairs were made with, or none where they had one."""

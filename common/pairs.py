@@ -242,8 +242,3 @@ class PairSet:
 def how_guided(recipe: dict) -> str:
     """A phrase that names the guide of pairs by their recipe, for messages."""
     return f"with the guide of SHA-256 {recipe['guide'][:12]}..." if recipe.get("guide") else "without a guide"
-
-
-def random_flips(count: int, enabled: bool, generator: torch.Generator) -> Tensor:
-    """For each of `count` samples, whether it is mirrored."""
-    return (torch.rand(count, generator=generator, device=generator.device) < 0.5) & enabled

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from common.data import EpochOrder, ImageData, split_held_out
+from common.data import EpochOrder, ImageData, random_flips, split_held_out
 from common.errors import UserError
-from common.pairs import PairSet, random_flips
+from common.pairs import PairSet
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """Noise and images (n, C, H, W), float32, and labels (n,) or None; x0, x1 and the class of `common.flow`."""

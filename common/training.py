@@ -29,7 +29,7 @@ from common.optimisation import ema_update, learning_rate_factor, make_optimizer
 from common.run_log import RunLog, draw_loss_curve
 from common.step_meter import StepMeter
 from common.stopping import StopRequest
-from common.training_arguments import check_training_arguments, identifying, recorded
+from common.training_arguments import identifying, recorded
 from common.training_state import (
     COMPACT_FILE,
     STATE_FILE,
@@ -90,7 +90,6 @@ class Trainer:
         critic: Critic | None = None,
         snapshot_steps: Collection[int] = (),
     ):
-        check_training_arguments(args)
         self.args = args
         self.model = model
         self.precision = precision

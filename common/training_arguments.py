@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, bounded
+from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, ArgumentParser, bounded
 from common.data import DATA_SETS
 from common.errors import UserError
 from common.optimisation import OPTIMIZERS
@@ -87,7 +87,9 @@ def refuse_data_arguments(args: argparse.Namespace) -> None:
         setattr(args, name, None)
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, recipe: Recipe, out: str) -> None:
+def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> None:
+    """Optimisation and run, with a recipe's defaults and the check that they go together."""
+    parser.checks.append(check_training_arguments)
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--batch-size", type=COUNT, default=recipe.batch_size, help="examples in a step; of students, network calls"
