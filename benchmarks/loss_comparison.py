@@ -1,6 +1,6 @@
 """Train a student on by several losses, from one start and for equal training FLOP, and measure what comes of each.
 
-    python benchmarks/loss_comparison.py --student checkpoints/pretrained/student.safetensors --flop 2e14 \\
+    python -m benchmarks.loss_comparison --student checkpoints/pretrained/student.safetensors --flop 2e14 \\
         --teacher checkpoints/pretrained/teacher.safetensors --guide checkpoints/pretrained/guide.safetensors \\
         --judge checkpoints/judge/feature_network.safetensors --reference data/train --reference-name "JPEG CIFAR-10"
 
@@ -12,16 +12,13 @@ refused.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.stage_scripts import ROOT, as_arguments, run_script, steps_for
+from benchmarks.stage_scripts import as_arguments, run_script, steps_for
 from common.checkpoint import load_checkpoint, load_header
-from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, run
+from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.distillation import USUAL_FEATURE_NETWORK
 from common.errors import UserError
 from common.files import canonical_json, sha256
@@ -55,25 +52,29 @@ LOSS_OPTIONS = list(dict.fromkeys(option for losses in LOSSES.values() for optio
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--student", type=Path, required=True, help="checkpoint of stage 3 or 4, where all begin")
     parser.add_argument("--flop", type=POSITIVE, required=True, help="training FLOP of each, from there on")
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS")
+    parser.add_argument(
+        "--losses", nargs="+", choices=LOSSES, metavar="LOSS", help=f"some of: {'; '.join(LOSSES)} (default: all)"
+    )
     parser.add_argument("--out", type=Path, default=Path("checkpoints/loss_comparison"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results.jsonl")
-    parser.add_argument("--opinions", type=Path, default=ROOT / "docs" / "second_opinion.jsonl")
+    parser.add_argument("--results", type=Path, default=Path("docs/results.jsonl"), help="lines of compute_fid.py")
+    parser.add_argument(
+        "--opinions", type=Path, default=Path("docs/second_opinion.jsonl"), help="lines of second_opinion.py"
+    )
     group = parser.add_argument_group("training, as for the stage scripts")
     group.add_argument("--teacher", type=Path, required=True)
     group.add_argument("--guide", type=Path)
-    group.add_argument("--pairs", type=Path, default=Path("noise_pairs"))
+    group.add_argument("--pairs", type=Path, default=Path("noise_pairs"), help="folder of stage 2")
     group.add_argument("--feature-network", type=Path)
     group.add_argument("--data-dir", type=Path, help="of the real images")
     group = parser.add_argument_group("measuring, as for compute_fid.py and second_opinion.py")
     group.add_argument("--judge", type=Path, help="without, there is no second opinion")
     group.add_argument("--opinion-samples", type=COUNT, default=10_000, help="that the judge sees")
     group.add_argument("--num-samples", type=COUNT, default=5000, help="of FID")
-    group.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=1000)
-    group.add_argument("--reference", default="cifar10")
+    group.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=1000, help="of the samples that FID is of")
+    group.add_argument("--reference", default="cifar10", help="of FID")
     group.add_argument("--reference-name")
     group.add_argument("--inception-weights", type=Path)
     return parser.parse_args()
@@ -82,13 +83,13 @@ def parse_args() -> argparse.Namespace:
 def training_command(name: str, stage: str, args: argparse.Namespace) -> list[str]:
     """The command line of a loss, with steps by the FLOP: half of them decay, at most 100 warm up."""
     losses = LOSSES[name]
-    files = given({"--teacher": args.teacher, "--guide": args.guide, "--pairs": args.pairs})
+    files = {"--teacher": args.teacher, "--guide": args.guide, "--pairs": args.pairs}
     if needs_feature_network(losses):
-        files |= given({"--feature-network": args.feature_network})
+        files["--feature-network"] = args.feature_network
     if "--critic" in losses:
         script, start = "finish_student.py", {"--student": args.student}
         if losses["--critic-images"] == "real":
-            files |= given({"--data-dir": args.data_dir})
+            files["--data-dir"] = args.data_dir
     else:
         script, start = STAGES[stage].script, {"--init": args.student}
     command = [script, *as_arguments(start | files | RECIPE | losses)]
@@ -132,17 +133,13 @@ def require_same_definition(path: Path, name: str, args: argparse.Namespace) -> 
             raise UserError(f"{path} was trained with {other}: {remedy}")
 
 
-def given(options: dict) -> dict:
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def main() -> None:
     args = parse_args()
     student = load_checkpoint(args.student)
     if not student.is_student:
         raise UserError(f"{args.student} is a teacher: give a student")
     models = [args.student]
-    for name in args.losses:
+    for name in args.losses or LOSSES:
         folder = args.out / f"{student.sha256[:12]}_{args.flop:.3g}" / name.replace(" ", "_").replace(",", "")
         models.append(folder / STAGES[student.stage].weights_file)
         if is_finished(models[-1]):
@@ -151,11 +148,11 @@ def main() -> None:
             run_script([*training_command(name, student.stage, args), "--out", str(folder)])
 
     fid = {"--num-samples": args.num_samples, "--seed": args.fid_seed, "--reference": args.reference}
-    fid |= given({"--reference-name": args.reference_name, "--inception-weights": args.inception_weights})
+    fid |= {"--reference-name": args.reference_name, "--inception-weights": args.inception_weights}
     run_script(["compute_fid.py", *map(str, models), *as_arguments(fid | {"--output": args.results})])
     if args.judge:
         opinion = {"--guide": args.guide, "--judge": args.judge, "--pairs": args.pairs, "--data-dir": args.data_dir}
-        opinion = given(opinion) | {"--num-samples": args.opinion_samples, "--output": args.opinions}
+        opinion |= {"--num-samples": args.opinion_samples, "--output": args.opinions}
         run_script(["benchmarks/second_opinion.py", str(args.teacher), *map(str, models), *as_arguments(opinion)])
 
 

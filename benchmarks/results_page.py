@@ -145,8 +145,11 @@ def headline(current: Sequence[dict], files: dict[str, str]) -> str:
         sizes = " + ".join(f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}" for sha256 in hashes)
         rows.append((STAGES[stage].label, f"{result['nfe']:g}", sizes, f"{mean_fid(best[stage]):.2f}"))
     table = markdown_table(("model", "network calls", "MB (+ guide)", "FID"), rows)
-    chosen = ", by the sampling seed that also chose the settings" if was_chosen_by else ""
-    return f"\n{table}\n\nFID: {group_title(group)}{chosen}, on {machines_of(group)}. [All results]({PAGE}).\n"
+    chosen = " The same sampling seed chose the settings: others may give a little more." if was_chosen_by else ""
+    return (
+        f"\n{table}\n\nFID (lower is better) of {group_title(group)}, measured on {machines_of(group)}.{chosen} "
+        f"Figures of another number of samples, or against the originals, do not compare. [All results]({PAGE}).\n"
+    )
 
 
 def by_seed(group: Sequence[dict]) -> list[list[dict]]:

@@ -38,7 +38,7 @@ TRAINING_SCRIPTS = ("teacher_rectified_flow.py", "distill_student.py", "four_ste
 PARSERS = sorted(
     str(path.relative_to(ROOT))
     for path in (*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py"))
-    if "def parse_args" in path.read_text() and path.name != "loss_comparison.py"
+    if "def parse_args" in path.read_text()
 )
 """Every file with a command line."""
 UNMOVED = ("--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--learning-rate", 1e-12)
