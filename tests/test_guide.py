@@ -69,11 +69,11 @@ def test_the_guide_beside_a_teacher_guides_it_unless_something_else_is_asked_for
         shutil.copy(path, tmp_path / name)
     drawing = ("sample.py", tmp_path / "teacher.safetensors", "--num-images", 1, "--num-steps", 4)
     drawing += ("--out", tmp_path / "samples.png")
-    assert "guide 2 for t in [0.1, 0.8]" in run_script(*drawing).out
-    assert "guide 3 for t in [0.1, 0.8]" in run_script(*drawing, "--guide-scale", 3).out
-    assert "guidance 1.5 for t in [0.1, 0.8]" in run_script(*drawing, "--guidance-scale", 1.5).out
+    assert "autoguidance 2 for t in [0.1, 0.8]" in run_script(*drawing).out
+    assert "autoguidance 3 for t in [0.1, 0.8]" in run_script(*drawing, "--guide-scale", 3).out
+    assert "CFG 1.5 for t in [0.1, 0.8]" in run_script(*drawing, "--guidance-scale", 1.5).out
     alone = run_script("sample.py", tmp_path / "guide.safetensors", "--num-images", 1, *drawing[4:]).out
-    assert "guidance 2 for t in [0.1, 0.8]" in alone  # a guide does not guide itself
+    assert "CFG 2 for t in [0.1, 0.8]" in alone  # a guide does not guide itself
 
 
 def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide, tmp_path, monkeypatch):
