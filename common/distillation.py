@@ -170,7 +170,7 @@ class Distillation:
         return prepare(student, self.device)
 
     def image_distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """(n,) of images (n, C, H, W), as `distance` is of any states; of features, too, if that was asked for."""
+        """Distances (n,) of images (n, C, H, W): of their pixels and, with --loss features, of their features."""
         distance = self.distance(prediction, target)
         if self.feature_distance:
             distance = distance + self.args.feature_weight * self.feature_distance(prediction, target)
@@ -208,7 +208,7 @@ class Distillation:
             critic=critic,
         )
         status = trainer.train()
-        if status == 0:  # who asked the run to stop is not kept waiting for the report
+        if status == 0:  # a run that was stopped by a signal ends at once, without the report
             print(self.held_out_report(trainer.ema_model.eval(), settings))
         return status
 
@@ -240,9 +240,9 @@ class Distillation:
 
 
 def flop_beside(teacher: Checkpoint, initial: dict) -> int:
-    """What was spent on the weights that a student starts from, by their header, beside what its teacher cost.
+    """FLOP spent on the weights that a student starts from, by their header, without what its teacher's training took.
 
-    All of it, unless they are the teacher's, or began as these.
+    0 for the teacher's own weights. Of weights that were themselves initialised from the teacher's, what came after.
     """
     if initial["sha256"] == teacher.sha256:
         return 0

@@ -1,5 +1,5 @@
-"""The one exception that means: the user can mend this, so say it in one line and leave everything as it was."""
+"""An error caused by user input."""
 
 
 class UserError(Exception):
-    """Bad input. `common.command_line.run` prints its message on standard error and exits with status 1."""
+    """`common.command_line.run` prints its message as one line, without a traceback, and exits with status 1."""

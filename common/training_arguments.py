@@ -26,16 +26,16 @@ NOT_RECORDED = {
     "compact_state",
     "preset",
 }
-"""Arguments that do not change what a run makes, beyond the rounding of another device, or whose effect is recorded by
-itself, as a preset's is under the names of the arguments whose defaults it sets."""
+"""Arguments that do not affect the result, but for another device's rounding, or whose effect is recorded elsewhere: a
+preset is recorded as the values that it sets."""
 
 MAY_CHANGE_ON_RESUME = {
     *NOT_RECORDED,
     *("steps", "decay_steps", "ema_decay", "more_ema_decays"),
     *("network", "precision", "data_dir", "teacher", "pairs", "init", "student", "feature_network", "guide"),
 }
-"""Arguments that may differ when a run goes on: the schedule, the averages and the network that comes of all arguments
-are checked by themselves, files by their content."""
+"""Arguments that may differ when a run is resumed: schedule, averages and network are checked separately, and files by
+their content."""
 
 DATA_DEFAULTS = {"data": "cifar10", "data_dir": Path("data"), "crop": False, "val_fraction": 0.1}
 
