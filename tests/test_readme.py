@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from common.checkpoint import Checkpoint, load_checkpoint
+from common.checkpoint import load_header
+from common.classifier import ClassifierConfig
 from common.presets import network_of
-from common.stages import STAGES
+from common.stages import FEATURE_NETWORK, STAGES
+from common.unet import UNetConfig, without_retired_options
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")  # whose commands go on from the README's
@@ -128,23 +130,26 @@ def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkey
         for _, script, *arguments in split_commands(block):
             monkeypatch.setattr(sys, "argv", [script, *arguments])
             commands.append((script, runpy.run_path(str(ROOT / script))["parse_args"]()))
-    for path in folder.glob("*.safetensors"):
-        checkpoint = load_checkpoint(path)
-        script = STAGES[checkpoint.stage].script
-        assert any(script == name and made_by(checkpoint, args) for name, args in commands), path.name
+    for path in folder.rglob("*.safetensors"):
+        header = load_header(path)
+        script = STAGES[header["stage"]].script if header["stage"] in STAGES else "feature_network.py"
+        assert any(script == name and made_by(header, args) for name, args in commands), path.name
 
 
-def made_by(checkpoint: Checkpoint, args: argparse.Namespace) -> bool:
-    """Whether these arguments, but for paths, are those that a checkpoint says it was trained with."""
-    said = checkpoint.header["arguments"]
+def made_by(header: dict, args: argparse.Namespace) -> bool:
+    """Whether these arguments, but for paths, are those that a checkpoint's header says it was trained with."""
+    said = header["arguments"]
     # What --preset and --network chose is compared by the other arguments, and by the network.
     given = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
     names = given.keys() & said.keys() - {"preset", "network", "feature_network"}
-    if any(said[name] != given[name] for name in names) or checkpoint.header["step"] != args.steps:
+    if any(said[name] != given[name] for name in names) or header["step"] != args.steps:
         return False
-    if checkpoint.stage != "teacher":
-        return True
-    return checkpoint.model.config == replace(network_of(args.preset, args.network), num_classes=10)
+    if header["stage"] == "teacher":
+        config = UNetConfig(**without_retired_options(header["config"], "the checkpoint"))
+        return config == replace(network_of(args.preset, args.network), num_classes=10)
+    if header["stage"] == FEATURE_NETWORK:
+        return ClassifierConfig(**header["config"]) == replace(ClassifierConfig(num_classes=10), **args.network)
+    return True
 
 
 def test_commands_that_want_a_gpu_parse(monkeypatch):
