@@ -113,9 +113,12 @@ def is_finished(path: Path) -> bool:
 
 
 def require_same_definition(path: Path, name: str, args: argparse.Namespace) -> None:
-    """Raises UserError for a finished run of another recipe, loss, teacher, feature network or other pairs than now."""
+    """Raises UserError for a finished run of other FLOP, recipe, loss, teacher, feature network or pairs than now."""
     header, losses = load_header(path), LOSSES[name]
     remedy = f"delete {path.parent} to train it anew"
+    flop = header["training_flop"] - header.get("initial_flop", 0)
+    if abs(flop - args.flop) > (flop - header.get("setup_flop", 0)) / header["step"]:
+        raise UserError(f"{path} was trained for {flop:g} FLOP, not {args.flop:g}: {remedy}")
     options = RECIPE | schedule(header["step"]) | {option: losses.get(option) for option in LOSS_OPTIONS}
     for option, value in options.items():
         found = header["arguments"].get(option.removeprefix("--").replace("-", "_"))
@@ -140,7 +143,7 @@ def main() -> None:
         raise UserError(f"{args.student} is a teacher: give a student")
     models = [args.student]
     for name in args.losses or LOSSES:
-        folder = args.out / f"{student.sha256[:12]}_{args.flop:.3g}" / name.replace(" ", "_").replace(",", "")
+        folder = args.out / f"{student.sha256[:12]}_{args.flop:g}" / name.replace(" ", "_").replace(",", "")
         models.append(folder / STAGES[student.stage].weights_file)
         if is_finished(models[-1]):
             require_same_definition(models[-1], name, args)
