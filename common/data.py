@@ -105,11 +105,14 @@ def split_held_out(data: ImageData, fraction: float) -> tuple[ImageData, ImageDa
 def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple[ImageData, ImageData]:
     """(training, held out) of the checkpoint at `path`, by its header; `folder`, where they have been moved.
 
-    Raises UserError where other images are found there than it was trained on.
+    Of a checkpoint of JPEG files it may be the folder of CIFAR-10 itself, which is then compressed in memory. Raises
+    UserError where other images are found there than it was trained on.
     """
     arguments = header["arguments"]
-    folder = folder or Path(arguments["data_dir"])
-    data = load_images(arguments["data"], folder, header["config"]["image_size"], arguments["crop"])
+    folder, name = folder or Path(arguments["data_dir"]), arguments["data"]
+    if name == "folder" and (folder / CIFAR10.base_folder).is_dir():
+        name = "cifar10-jpeg"
+    data = load_images(name, folder, header["config"]["image_size"], arguments["crop"])
     if data.sha256() != header["images_sha256"]:
         raise UserError(f"the images in {folder} are not those that trained {path}: give --data-dir")
     return split_held_out(data, arguments["val_fraction"])

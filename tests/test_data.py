@@ -121,6 +121,20 @@ def test_cifar10_is_torchvisions_in_the_projects_layout(tmp_path, monkeypatch):
         load_images("cifar10", tmp_path, image_size=64)
 
 
+def test_the_images_behind_a_checkpoint_of_jpeg_files_can_come_from_cifar10(tmp_path, monkeypatch):
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 0, 1, 0, 0, 1, 1, 0])
+    monkeypatch.setattr(data, "_load_cifar10", lambda path, size: data.ImageData(pixels, labels, ["a", "b"]))
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    expected = load_images("cifar10-jpeg", tmp_path)
+    arguments = {"data": "folder", "data_dir": "gone", "crop": False, "val_fraction": 0.25}
+    header = {"arguments": arguments, "config": {"image_size": 32}, "images_sha256": expected.sha256()}
+    training, held_out = data.images_behind(tmp_path / "teacher.safetensors", header, tmp_path)
+    assert (len(training), len(held_out)) == (6, 2) and torch.equal(held_out.images[0], expected.images[3])
+    with pytest.raises(UserError, match="are not those that trained"):
+        data.images_behind(tmp_path / "teacher.safetensors", header | {"images_sha256": "other"}, tmp_path)
+
+
 def test_held_out_images_are_the_last_of_each_class():
     images = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1, 1)
     labels = torch.tensor([0] * 30 + [1] * 10)
