@@ -63,10 +63,14 @@ class Checkpoint:
     def guide_model(self) -> UNet | None:
         return self.guide.model if self.guide else None
 
+    def can_be_guided_by(self, guide: "Checkpoint") -> bool:
+        """Whether the other one is a teacher, too, that makes the same kind of image."""
+        ours, theirs = ((model.class_names, model.model.config.image_shape) for model in (self, guide))
+        return not guide.is_student and ours == theirs
+
     def guided_by(self, guide: "Checkpoint") -> "Checkpoint":
         """This model with a guide. Raises UserError for a guide that does not make the same kind of image."""
-        ours, theirs = ((model.class_names, model.model.config.image_shape) for model in (self, guide))
-        if guide.is_student or ours != theirs:
+        if not self.can_be_guided_by(guide):
             raise UserError(f"{guide.path} cannot guide {self.path}: it must be a teacher of the same classes and size")
         return replace(self, guide=guide)
 

@@ -145,7 +145,8 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance-scale",
         type=bounded(float, low=0),
-        help="classifier-free guidance, 1 is none (default: 2 for a teacher trained on images with label dropout)",
+        help="classifier-free guidance, 1 is none (default: 1 with a guide; else 2 for a teacher trained on images "
+        "with label dropout)",
     )
     group.add_argument(
         "--guidance-interval",
@@ -158,12 +159,12 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
         "--guide",
         type=Path,
         help="a weaker checkpoint, such as an early snapshot: autoguidance by it (default: "
-        f"{GUIDE_NAME} beside the teacher, if there is one and no --guidance-scale is given)",
+        f"{GUIDE_NAME} beside the teacher, if there is one, but not for --guidance-scale alone)",
     )
     group.add_argument(
         "--guide-scale",
         type=bounded(float, low=0),
-        help="autoguidance, 1 is none (default: 2 with a --guide, and --guidance-scale is then 1)",
+        help="autoguidance, 1 is none (default: 2 with a guide)",
     )
 
 
@@ -179,18 +180,24 @@ def sampling_precision(args: argparse.Namespace) -> Precision:
 
 
 def load_guided(path: Path, args: argparse.Namespace, device: torch.device) -> Checkpoint:
-    """The model in a file; a teacher with its `--guide` or, without `--guidance-scale`, with the guide beside it."""
+    """The model in a file; a teacher with the `--guide` or, unless guidance without one is asked for, that beside it.
+
+    Raises UserError for a `--guide` that does not make the same kind of image; one beside the teacher is passed over.
+    """
     checkpoint = load_checkpoint(path, device)
     if checkpoint.is_student:
         return checkpoint
-    guide = args.guide
-    if guide is None and args.guidance_scale is None:
-        guide = guide_beside(path)
-    return checkpoint.guided_by(load_checkpoint(guide, device)) if guide else checkpoint
+    if args.guide:
+        return checkpoint.guided_by(load_checkpoint(args.guide, device))
+    beside = guide_beside(path)
+    if beside and (args.guidance_scale is None or args.guide_scale is not None):
+        guide = load_checkpoint(beside, device)
+        return checkpoint.guided_by(guide) if checkpoint.can_be_guided_by(guide) else checkpoint
+    return checkpoint
 
 
 def load_teacher(path: Path, args: argparse.Namespace, device: torch.device, otherwise: str) -> Checkpoint:
-    """A teacher with its `--guide`. Raises UserError for a student, which says `otherwise` what is wrong with it."""
+    """A teacher as by `load_guided`. Raises UserError for a student, which says `otherwise` what is wrong with it."""
     checkpoint = load_guided(path, args, device)
     if checkpoint.is_student:
         raise UserError(f"{path} is a {checkpoint.stage} student: {otherwise}")

@@ -219,7 +219,7 @@ class Distillation:
     def held_out_report(self, student: UNet, settings: SamplingSettings) -> str:
         """The student beside its teacher run with as many and with twice as many Euler steps.
 
-        Guided as for the pairs, but without their guide where --guide does not name it.
+        Guided as for the pairs, but without their guide where neither --guide nor the teacher's folder has it.
         """
         steps = settings.num_steps
         variance = variance_around_class_mean(self.held_out.image, self.held_out.labels)

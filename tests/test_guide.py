@@ -72,6 +72,8 @@ def test_the_guide_beside_a_teacher_guides_it_unless_something_else_is_asked_for
     assert "autoguidance 2 for t in [0.1, 0.8]" in run_script(*drawing).out
     assert "autoguidance 3 for t in [0.1, 0.8]" in run_script(*drawing, "--guide-scale", 3).out
     assert "CFG 1.5 for t in [0.1, 0.8]" in run_script(*drawing, "--guidance-scale", 1.5).out
+    both = run_script(*drawing, "--guidance-scale", 1.5, "--guide-scale", 3).out
+    assert "CFG 1.5, autoguidance 3 for t in [0.1, 0.8]" in both
     alone = run_script("sample.py", tmp_path / "guide.safetensors", "--num-images", 1, *drawing[4:]).out
     assert "CFG 2 for t in [0.1, 0.8]" in alone  # a guide does not guide itself
 
@@ -106,6 +108,13 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     drawn = draw(ours.model, held_out.noise, held_out.labels, as_guided, guide=theirs.model).images
     assert f" {(drawn - held_out.image).square().mean():.4f} " in line and "without its guide" not in guided.out
     assert "euler 2, without its guide" in report.out
+
+    # Also with the guide that lies beside the teacher, if it is that of the pairs.
+    for other, found in ((guide, True), (teacher, False)):
+        shutil.copy(other, teacher.with_name("guide.safetensors"))
+        report = run_script("distill_student.py", *distilling[:4], "--steps", 1, *short, "--out", tmp_path / str(found))
+        assert (line in report.out) == found and ("without its guide" in report.out) != found
+    teacher.with_name("guide.safetensors").unlink()
 
     monkeypatch.setattr("common.score_critic.ScoreCritic.WARMUP_STEPS", 1)
     finishing = ("finish_student.py", *distilling[:4], *short, "--student", student.path, "--critic", "score")
