@@ -42,7 +42,8 @@ def main() -> int:
         pair = run.batch(step, step_generator(args.seed, step, run.device))
         rows = torch.arange(len(pair), device=run.device)
         index = rows * NUM_STEPS // len(pair)  # which step a pair trains: a quarter of the pairs for each, in order
-        start, target = pair.path[rows, index], pair.path[rows, index + 1]
+        states = pair.trajectory
+        start, target = states[rows, index], states[rows, index + 1]
         landed = start + network(start, index / NUM_STEPS, pair.labels) / NUM_STEPS
         # Only the last step lands on images, and only these have features.
         num_images = len(pair) // NUM_STEPS

@@ -101,7 +101,7 @@ class PairBatch:
     labels: Tensor | None
 
     @property
-    def path(self) -> Tensor:
+    def trajectory(self) -> Tensor:
         """The teacher's states from noise to image (n, times + 2, C, H, W)."""
         return torch.cat([self.noise[:, None], self.states, self.image[:, None]], dim=1)
 

@@ -72,7 +72,7 @@ def landings(training_pairs):
     A quarter of the pairs, in the order of the run, trains each of the steps; the last of them ends at the images.
     """
     order = EpochOrder(NUM_TRAINING, NUM_TRAINING, seed=0).indices(0)
-    path, labels = training_pairs.path[order], training_pairs.labels[order]
+    path, labels = training_pairs.trajectory[order], training_pairs.labels[order]
     for index, rows in enumerate((slice(0, 5), slice(5, 9), slice(9, 14), slice(14, 18))):
         start = path[rows, index]
         yield start + 0.25 * velocity(start, index / 4, labels[rows]), path[rows, index + 1]

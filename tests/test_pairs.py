@@ -38,7 +38,7 @@ def test_a_pair_is_the_teachers_image_of_its_noise(generate, make_teacher, tmp_p
     expected = draw(load_checkpoint(make_teacher()).model, batch.noise, batch.labels, settings, TRAJECTORY_TIMES)
     torch.testing.assert_close(batch.image, expected.images, atol=5e-3, rtol=2e-3)
     torch.testing.assert_close(batch.states, torch.stack(expected.states, dim=1), atol=5e-3, rtol=2e-3)
-    assert torch.equal(batch.path[:, 0], batch.noise) and torch.equal(batch.path[:, 4], batch.image)
+    assert torch.equal(batch.trajectory[:, 0], batch.noise) and torch.equal(batch.trajectory[:, 4], batch.image)
 
 
 def test_pairs_do_not_depend_on_the_batch_size(generate, tmp_path):
@@ -101,8 +101,8 @@ def test_flips_mirror_the_whole_pair(generate, tmp_path):
     pairs = PairSet(tmp_path / "pairs", CPU, TRAJECTORY_TIMES)
     plain = pairs.training_batch(torch.tensor([0, 1]), torch.tensor([False, False]))
     mirrored = pairs.training_batch(torch.tensor([0, 1]), torch.tensor([False, True]))
-    assert torch.equal(mirrored.path[0], plain.path[0])
-    assert torch.equal(mirrored.path[1], plain.path[1].flip(-1))
+    assert torch.equal(mirrored.trajectory[0], plain.trajectory[0])
+    assert torch.equal(mirrored.trajectory[1], plain.trajectory[1].flip(-1))
 
 
 def test_unguidable_and_unconditional_teachers(generate, make_teacher, tmp_path):
