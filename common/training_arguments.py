@@ -70,7 +70,9 @@ class Recipe:
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Which images to train on, and which of them not. Returns the group, to which a stage can add."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data", choices=DATA_SETS, help="data set")
+    group.add_argument(
+        "--data", choices=DATA_SETS, help="data set; cifar10-jpeg: each image of CIFAR-10 through JPEG of quality 75"
+    )
     group.add_argument("--data-dir", type=Path, help="of CIFAR-10, or the image folder itself")
     group.add_argument("--crop", action="store_true", help="crop an image folder's centres instead of resizing")
     group.add_argument("--val-fraction", type=FRACTION, help="of each class, never trained on")

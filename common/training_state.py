@@ -2,13 +2,16 @@
 
 import argparse
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from common.errors import UserError
 from common.files import read_tensor_file
+from common.training_arguments import Recipe
 
+RECIPE_OPTIONS = {field.name for field in fields(Recipe)}
 STATE_FILE = "training_state.pt"
 COMPACT_FILE = "compact_state.pt"
 """A smaller training state: `compact`."""
@@ -48,9 +51,10 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
     arguments, earlier = identity["arguments"], state["identity"]["arguments"]
     for name, value in arguments.items():
         if earlier.get(name) != value:
+            hint = " (or the same --preset)" if name in RECIPE_OPTIONS else ""
             raise UserError(
                 f"the run in {run} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
-                "use the same value (and --preset), or another --out"
+                f"use the same value{hint}, or another --out"
             )
     for name, value in identity.items():
         if name != "arguments" and state["identity"].get(name) != value:
