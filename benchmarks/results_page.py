@@ -112,8 +112,8 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP", "training examples")
     notes = (
         "Training FLOP are the model's own: a student's come on top of its teacher's, and of the pairs'. Where it\n"
-        "began as another student, that one's FLOP are among them, its examples are not. Of a four-step student\n"
-        "each network call counts as an example: on its own way from noise an image takes four."
+        "began as another student, that one's FLOP are among them, its examples are not. An example is one network\n"
+        "call: an image that a four-step student makes in `finish_student.py` is four of them."
     )
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 
@@ -244,7 +244,9 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
             group = max(curves, key=lambda group: len(places(group, axis)))
             write_bytes(out / FIGURES[axis], fid_curve(group, axis))
             picture = f"![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})"
-            sections.append(f"## {title}\n\n{picture}\n\nMeasured on: {machines_of(group)}.")
+            notes = "Each teacher is autoguided by a guide of its own, whose FLOP are not counted. "
+            notes = notes if axis == "training_flop" and any(result["guide"] for result in group) else ""
+            sections.append(f"## {title}\n\n{picture}\n\n{notes}Measured on: {machines_of(group)}.")
     return sections
 
 
