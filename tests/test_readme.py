@@ -73,12 +73,12 @@ def test_every_command_runs(run_script, image_folder, random_inception, tmp_path
             script, *arguments = command[1:]
             seen.add(script)
             arguments = expand_braces(arguments)
-            guide = Path(arguments[arguments.index("--guide") + 1]) if "--guide" in arguments else None
-            if guide and guide.parent.name == "snapshots":  # a run of two steps has no snapshot after 1,000
-                guide.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy("checkpoints/teacher/teacher.safetensors", guide)
             result = run_script(script, *arguments, *smoke_arguments(script, arguments))
             assert result.status == 0, (command, result.err)
+        elif command[0] == "cp":
+            snapshot, guide = command[1:]
+            assert Path(snapshot).parent == Path("checkpoints/teacher/snapshots")
+            shutil.copy("checkpoints/teacher/teacher.safetensors", guide)  # a run of two steps has no snapshot
         elif command[0] == "make":
             dry_run(*command[1:])
         else:
@@ -172,6 +172,7 @@ def test_the_file_tree_is_that_of_the_folder():
     assert top == files | folders | {"checkpoints/pretrained"}
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_pictures_and_local_links_exist(link):
-    assert (ROOT / link).is_file()
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/fid.md", "checkpoints/pretrained/README.md"])
+def test_pictures_and_local_links_exist(page):
+    for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / page).parent.joinpath(link).is_file(), link
