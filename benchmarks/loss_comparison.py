@@ -2,7 +2,8 @@
 
     python -m benchmarks.loss_comparison --student checkpoints/pretrained/student.safetensors --flop 2e14 \\
         --teacher checkpoints/pretrained/teacher.safetensors --guide checkpoints/pretrained/guide.safetensors \\
-        --judge checkpoints/judge/feature_network.safetensors --reference data/train --reference-name "JPEG CIFAR-10"
+        --judge checkpoints/pretrained/classifiers/judge.safetensors --reference data/train \\
+        --reference-name "JPEG CIFAR-10"
 
 Equal FLOP are those of the student and of all networks in its losses, and of the features of the real images, which the
 Fréchet distance needs once. FID and its like go to docs/results.jsonl, the judge's opinion

@@ -1,9 +1,7 @@
 """A second opinion on generated images, by a network that no loss has seen, and whether they repeat real ones.
 
-    python feature_network.py --seed 1 --network '{"widths": [48, 96, 192, 384], "residual": true}' \\
-        --out checkpoints/judge
     python -m benchmarks.second_opinion checkpoints/pretrained/{teacher,four_step,student}.safetensors \\
-        --guide checkpoints/pretrained/guide.safetensors --judge checkpoints/judge/feature_network.safetensors
+        --judge checkpoints/pretrained/classifiers/judge.safetensors
 
 Prints of each model's samples the Fréchet distance to the images that were held out from its training, in the judge's
 features, and the share that lies closer to a training image than other training images do. Beside them the distance of

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint, load_feature_network
 from common.distances import mean_squared, variance_around_class_mean
 from common.noise import sample_noise
 from common.sampling import SamplingSettings, balanced_labels, draw
@@ -23,6 +23,13 @@ def test_a_shipped_model_keeps_to_its_size_and_explains_itself(name):
     assert count_values(checkpoint.model) <= 3_075_000
     assert checkpoint.path.stat().st_size <= 12_300_000
     assert len(checkpoint.class_names) == 10 and checkpoint.header["training_flop"] > 1e14
+
+
+def test_the_judge_has_learned_from_the_images_of_the_teacher():
+    _, judge, _ = load_feature_network(PRETRAINED / "classifiers" / "judge.safetensors")
+    teacher = load_checkpoint(PRETRAINED / NAMES[0]).header
+    assert judge["images_sha256"] == teacher["images_sha256"]
+    assert judge["arguments"]["val_fraction"] == teacher["arguments"]["val_fraction"]
 
 
 def test_the_students_are_those_of_the_teacher_and_close_to_it():
