@@ -77,13 +77,15 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
-    axes = figure.subplots()
     series = curve_series(group, axis)
+    wide = max(map(len, series)) > 40  # two columns of such labels need the room
+    figure = Figure(figsize=(10.4 if wide else 7.6, 4.8), layout="constrained")
+    axes = figure.subplots()
     for index, (label, points) in enumerate(series.items()):
         style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(points) > 1 else "none", "markersize": 8}
         axes.plot(*zip(*points, strict=True), marker=MARKERS[index % len(MARKERS)], label=label, **style)
-        above = index % 2 == 0  # so that the values of two lines that are close do not cover each other
+        # Over network calls lines fall steeply: values stand above. Over training FLOP two lines may be close.
+        above = axis == "nfe" or index % 2 == 0
         for point in points:
             place = {"xytext": (7, 5) if above else (7, -13), "textcoords": "offset points"}
             axes.annotate(f"{point[1]:.1f}", point, fontsize=9, **place)
@@ -101,8 +103,7 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     axes.margins(x=0.1, y=0.12)
     axes.grid(alpha=0.3, axis="y", which="both")
     axes.grid(alpha=0.3, axis="x")
-    columns = 2 if max(map(len, series)) < 45 else 1  # wider ones are cut off
-    figure.legend(loc="outside lower center", ncols=columns)  # where it covers no point
+    figure.legend(loc="outside lower center", ncols=2)  # where it covers no point
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
