@@ -171,8 +171,8 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
 def sampling_precision(args: argparse.Namespace) -> Precision:
     """The device and precision of a script that draws images: with `--solver dopri5` always fp32.
 
-    Its tolerance lies below the rounding of bf16: one image of the shipped teacher, unguided, took 104 network calls in
-    fp32 and 272 in bf16. Raises UserError for bf16 with dopri5, and for a device that is missing.
+    Its tolerance lies below the rounding of bf16, in which it would take many more steps.
+    Raises UserError for bf16 with dopri5, and for a device that is missing.
     """
     if args.solver == "dopri5" and args.precision == "bf16":
         raise UserError("dopri5 needs --precision fp32: bf16 rounds more coarsely than its tolerance")
