@@ -3,7 +3,7 @@
 Reads   an image data set
 Writes  OUT/feature_network.safetensors (EMA weights), training_state.pt, metrics.jsonl, loss.png, tensorboard/
 
-Smoke   python feature_network.py --data shapes --steps 20 --warmup-steps 5 --decay-steps 5 \\
+Smoke   python feature_network.py --data shapes --steps 20 --decay-steps 20 --batch-size 500 \\
             --out smoke/feature_network
 Full    python feature_network.py
 """
@@ -21,7 +21,7 @@ from common.data import EpochOrder, ImageData, cutout, load_images, random_crops
 from common.device import choose_device, choose_precision
 from common.errors import UserError
 from common.noise import derive_seed
-from common.presets import FEATURE_RECIPE, changed, changes_to
+from common.presets import FEATURE_RECIPE, changes_to, classifier_of
 from common.training import Trainer, step_generator
 from common.training_arguments import add_data_arguments, add_training_arguments
 
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     add_data_arguments(parser)
     parser.add_argument("--crop-padding", type=command_line.COUNT_OR_ZERO, default=2, help="pixels to shift images by")
     parser.add_argument(
-        "--cutout", type=command_line.COUNT_OR_ZERO, default=8, help="width in pixels of the square that hides a part"
+        "--cutout", type=command_line.COUNT_OR_ZERO, default=0, help="width in pixels of the square that hides a part"
     )
     add_training_arguments(parser, FEATURE_RECIPE, out="checkpoints/feature_network")
     command_line.add_device_arguments(parser)
@@ -64,7 +64,7 @@ def main() -> int:
     by_rotation = args.task == "rotation"
 
     # Data
-    image_size = changed(ClassifierConfig(num_classes=2), args.network, "the classifier").image_size
+    image_size = classifier_of(2, args.network).image_size
     data = load_data(args, image_size)
     training, held_out = (part.to(device) for part in split_held_out(data, args.val_fraction))
     if not len(training):
@@ -74,7 +74,9 @@ def main() -> int:
     # Model
     torch.manual_seed(derive_seed("weights", args.seed))
     num_classes = QUARTER_TURNS if by_rotation else len(data.class_names)
-    model = prepare(Classifier(changed(ClassifierConfig(num_classes), args.network, "the classifier")), device)
+    model = prepare(Classifier(classifier_of(num_classes, args.network)), device)
+    if model.config.speed_run:
+        model.whiten(training.batch(order.indices(0).to(device))[0])
 
     # Loss
     def batch_loss(network, step):

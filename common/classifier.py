@@ -1,7 +1,7 @@
 """A small convolutional classifier. What it learns of images is a space in which two of them can be compared.
 
 After the networks of the CIFAR-10 speed runs (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds"): few and wide
-convolutions, pooled early, with batch normalisation and GELU.
+convolutions, pooled early, with batch normalisation and GELU, behind a first one that whitens patches of the image.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,6 +10,13 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PATCH = 2
+"""Pixels on a side of the patches that are whitened."""
+WHITENING_WIDTH = 2 * 3 * PATCH**2
+"""Channels of a whitening stem: a filter for each direction in the space of patches, and its negative."""
+WHITENING_FLOOR = 1e-4
+"""Added to the variances of the directions, of pixels in [-1, 1]: what is below is noise."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,18 @@ class ClassifierConfig:
     convolutions_per_level: int = 2
     residual: bool = False
     """Whether what follows a level's first convolution is added to it."""
+    speed_run: bool = False
+    """Whether it begins as the networks of the speed runs do: the stem's filters whiten patches of 2 x 2 pixels and are
+    not learned, each convolution first passes on what it is given (Jordan 2024, sections 3.2 and 3.3), and logits are
+    small, so that the head can be trained at the rate of the rest."""
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
         sizes = (self.image_size, self.convolutions_per_level, *self.widths)
         if len(self.widths) < 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError("sizes, two widths or more and numbers of convolutions must be whole numbers above 0")
+        if self.speed_run and self.widths[0] != WHITENING_WIDTH:
+            raise ValueError(f"with speed_run the stem's width is {WHITENING_WIDTH}, not {self.widths[0]}")
         if self.image_size % 2 ** (len(self.widths) - 1):
             raise ValueError(f"widths {self.widths} at image_size {self.image_size} are no network")
 
@@ -62,15 +75,36 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         stem, *widths = config.widths
-        self.stem = nn.Conv2d(3, stem, 3, padding=1)
+        self.stem = nn.Conv2d(3, stem, PATCH) if config.speed_run else nn.Conv2d(3, stem, 3, padding=1)
         self.levels = nn.ModuleList(
             Level(before, width, config.convolutions_per_level, config.residual)
             for before, width in pairwise(config.widths)
         )
         self.head = nn.Linear(widths[-1], config.num_classes)
+        self.logit_scale = widths[-1] ** -0.5 if config.speed_run else 1.0
+        if config.speed_run:
+            self.stem.weight.requires_grad_(False)
+            nn.init.zeros_(self.stem.bias)
+            for level in self.levels:
+                for convolution in level.convolutions:
+                    nn.init.dirac_(convolution.weight[: convolution.in_channels].data)
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Makes the stem's filters the principal directions of the patches of images (N, 3, H, W) in [-1, 1].
+
+        Each is scaled so that its output has variance 1. A network with `speed_run` needs that once, before training.
+        """
+        patches = F.unfold(images.contiguous(), PATCH).transpose(1, 2).flatten(0, 1)
+        variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+        filters = directions.T / (variances[:, None] + WHITENING_FLOOR).sqrt()
+        self.stem.weight.copy_(torch.cat([filters, -filters]).view_as(self.stem.weight))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Of images in [-1, 1]: maps (N, widths[k], image_size / 2^k, ...) after the stem (k = 0) and each level."""
+        """Of images in [-1, 1]: maps (N, widths[k], size / 2^k, ...) after the stem (k = 0) and each level.
+
+        `size` is that of the image, or with `speed_run` one pixel less, and halves are rounded down.
+        """
         maps = [F.gelu(self.stem(images))]
         for level in self.levels:
             maps.append(level(maps[-1]))
@@ -92,4 +126,4 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) in fp32 of images (N, C, H, W) in [-1, 1]."""
-        return self.head(self.embedding(images)).float()
+        return self.logit_scale * self.head(self.embedding(images)).float()

@@ -10,11 +10,13 @@ from common.muon import Muon
 OPTIMIZERS = ("adamw", "muon")
 
 
-def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float, muon_momentum: float = 0.95
+) -> torch.optim.Optimizer:
     """One of `OPTIMIZERS` for all parameters of a model, whose convolutions are channels-last."""
     if name == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
-    return MuonWithAdamW(model, learning_rate, weight_decay)
+    return MuonWithAdamW(model, learning_rate, weight_decay, muon_momentum)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -24,7 +26,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     of time and modulation, and grouped kernels.
     """
 
-    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float):
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, muon_momentum: float):
         hidden = [
             module.weight
             for name, module in model.named_modules()
@@ -33,7 +35,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         identities = {id(weight) for weight in hidden}
         others = [parameter for parameter in model.parameters() if id(parameter) not in identities]
         self.parts = {
-            "muon": Muon(hidden, learning_rate, weight_decay),
+            "muon": Muon(hidden, learning_rate, weight_decay, muon_momentum),
             "adamw": torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, fused=True),
         }
         super().__init__(model.parameters(), {})

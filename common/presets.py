@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TypeVar
 
+from common.classifier import ClassifierConfig
 from common.errors import UserError
 from common.training_arguments import Recipe
 from common.unet import UNetConfig
@@ -90,8 +91,17 @@ FINISHING_RECIPE = Recipe(
     ema_decay=0.998,
     optimizer="muon",
 )
+FEATURE_NETWORK = {"widths": (24, 64, 256, 256), "speed_run": True}
 FEATURE_RECIPE = Recipe(
-    batch_size=500, learning_rate=4e-3, warmup_steps=50, steps=900, decay_steps=800, ema_decay=0.98, optimizer="muon"
+    batch_size=1000,
+    learning_rate=0.03,
+    warmup_steps=0,
+    steps=400,
+    decay_steps=400,
+    ema_decay=0.95,
+    optimizer="muon",
+    weight_decay=0.3,
+    muon_momentum=0.6,
 )
 
 
@@ -120,6 +130,11 @@ def changed(config: Config, changes: dict, name: str) -> Config:
         return replace(config, **changes)
     except (ValueError, TypeError) as error:
         raise UserError(f"--network with {name}: {error}") from None
+
+
+def classifier_of(num_classes: int, changes: dict) -> ClassifierConfig:
+    """The feature network, changed. Raises UserError where that is no network."""
+    return changed(ClassifierConfig(num_classes, **FEATURE_NETWORK), changes, "the classifier")
 
 
 def network_of(preset: str, changes: dict) -> UNetConfig:

@@ -105,7 +105,9 @@ class Trainer:
         self.warmed_up_from = 0
         self.meter = StepMeter()
         self.averages = {decay: self._average(decay) for decay in (args.ema_decay, *args.more_ema_decays)}
-        self.optimizer = make_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay)
+        self.optimizer = make_optimizer(
+            args.optimizer, model, args.learning_rate, args.weight_decay, args.muon_momentum
+        )
         self.flop_per_step = self._count_flop()
         if critic:
             self.header["setup_flop"] = critic.setup_flop

@@ -65,6 +65,8 @@ class Recipe:
     decay_steps: int
     ema_decay: float
     optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    muon_momentum: float = 0.95
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -100,7 +102,12 @@ def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> 
         "--optimizer", choices=OPTIMIZERS, default=recipe.optimizer, help="muon is for the hidden convolutions"
     )
     group.add_argument("--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="after the warm-up")
-    group.add_argument("--weight-decay", type=bounded(float, low=0), default=0.01, help="decoupled from the gradient")
+    group.add_argument(
+        "--muon-momentum", type=FRACTION, default=recipe.muon_momentum, help="of the gradients that muon follows"
+    )
+    group.add_argument(
+        "--weight-decay", type=bounded(float, low=0), default=recipe.weight_decay, help="decoupled from the gradient"
+    )
     group.add_argument("--warmup-steps", type=COUNT_OR_ZERO, default=recipe.warmup_steps, help="linear warm-up from 0")
     group.add_argument("--steps", type=COUNT, default=recipe.steps, help="steps in all, the decay included")
     group.add_argument(

@@ -17,7 +17,7 @@ from common.run_log import read_metrics
 from common.training import step_generator
 from feature_network import rotated
 
-SMALL = ("--network", '{"widths": [8, 16, 16]}', "--batch-size", 50, "--warmup-steps", 5)
+SMALL = ("--network", '{"widths": [24, 16, 16]}', "--batch-size", 50)
 
 
 @pytest.fixture
@@ -93,14 +93,15 @@ def test_the_rotation_task_trains_on_turned_images_and_their_turns(train, one_cl
         "--log-every",
         1,
     )
-    result, _ = train(one_class, *how, "--val-fraction", 0, "--batch-size", 40, "--warmup-steps", 0, steps=2)
+    result, _ = train(one_class, *how, "--val-fraction", 0, "--batch-size", 40, steps=2)
     assert result.status == 0, result.err
     torch.manual_seed(derive_seed("weights", 0))
-    network = Classifier(ClassifierConfig(num_classes=4, widths=(8, 16, 16))).train()
     data, generator = load_images("folder", one_class), step_generator(0, 0, torch.device("cpu"))
     torch.rand(40, generator=generator)  # the flips
     turns = torch.randint(4, (40,), generator=generator)
     order = EpochOrder(40, 40, seed=0).indices(0)
+    network = Classifier(ClassifierConfig(num_classes=4, widths=(24, 16, 16), speed_run=True)).train()
+    network.whiten(to_float(data.images[order]))
     turned = [
         np.rot90(image, int(turn), axes=(1, 2)) for image, turn in zip(data.images[order].numpy(), turns, strict=True)
     ]
@@ -120,7 +121,7 @@ def test_a_feature_network_makes_no_images(train, image_folder, run_script, tmp_
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("change", ['{"image_size": "32"}', '{"widths": [-8, 16]}', '{"widths": [16, 32.0]}'])
+@pytest.mark.parametrize("change", ['{"image_size": "32"}', '{"widths": [-8, 16]}', '{"widths": [24, 32.0]}'])
 def test_what_is_no_network_is_refused_in_one_line(change, train, image_folder):
     result, path = train(image_folder, "--network", change)
     assert result.status == 1 and "whole numbers" in result.error_line and not path.exists()
@@ -148,6 +149,37 @@ def test_the_features_of_a_level_are_convolutions_pooled_and_normalised(residual
     torch.testing.assert_close(second, out + entry if residual else out)
     logits = second.flatten(2).max(2).values @ network.head.weight.T + network.head.bias
     torch.testing.assert_close(network(images), logits)
+
+
+def test_a_whitening_stem_makes_uncorrelated_channels_of_variance_one():
+    """On patches of images whose pixels are alike and hardly coloured; each filter comes with its negative."""
+    torch.manual_seed(0)
+    grey = F.avg_pool2d(torch.randn(64, 1, 36, 36), 5, stride=1)
+    images = grey + 0.05 * torch.randn(64, 3, 32, 32) + 0.3
+    network = Classifier(ClassifierConfig(num_classes=3, widths=(24, 16), speed_run=True))
+    network.whiten(images)
+    channels = network.stem(images)
+    assert channels.shape == (64, 24, 31, 31)
+    covariance = np.cov(channels.detach().double().transpose(0, 1).flatten(1).numpy())
+    np.testing.assert_allclose(covariance[:12, :12], np.eye(12), atol=0.05)
+    np.testing.assert_allclose(covariance[:12, 12:], -covariance[:12, :12], atol=1e-4)
+    assert (np.diag(covariance) < 1).all()  # by the floor, which keeps noise small
+
+
+def test_in_a_speed_run_convolutions_first_pass_on_what_they_are_given():
+    network = Classifier(ClassifierConfig(num_classes=3, widths=(24, 32, 32), speed_run=True))
+    for level, width in zip(network.levels, (24, 32), strict=True):
+        x = torch.randn(2, width, 8, 8)
+        torch.testing.assert_close(level.convolutions[0](x)[:, :width], x)
+
+
+def test_the_stem_stays_as_it_was_whitened(train, image_folder):
+    _, path = train(image_folder, "--val-fraction", 0.25, "--precision", "fp32", steps=4)
+    network = load_feature_network(path)[0]
+    training, _ = split_held_out(load_images("folder", image_folder), 0.25)
+    expected = Classifier(network.config)
+    expected.whiten(training.batch(EpochOrder(len(training), 50, seed=0).indices(0))[0])
+    torch.testing.assert_close(network.stem.weight, expected.stem.weight)
 
 
 def test_crops_are_windows_of_the_mirrored_image():

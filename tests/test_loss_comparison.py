@@ -28,7 +28,7 @@ def compare(run_script, image_folder, random_inception, monkeypatch, tmp_path):
     how = ("--num-pairs", 20, "--solver", "euler", "--num-steps", 4)
     assert run_script("generate_noise_dataset.py", *teacher, *how, "--out", "pairs").status == 0
     for name, seed in (("features", 0), ("judge", 1)):
-        network = ("--network", '{"widths": [8, 16]}', *data, *SHORT, "--seed", seed, "--out", name)
+        network = ("--network", '{"widths": [24, 16]}', *data, *SHORT, "--seed", seed, "--out", name)
         assert run_script("feature_network.py", *network).status == 0
 
     commands = []

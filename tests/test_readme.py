@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from common.checkpoint import load_header
 from common.classifier import ClassifierConfig
-from common.presets import network_of
+from common.presets import classifier_of, network_of
 from common.stages import FEATURE_NETWORK, STAGES
 from common.unet import UNetConfig, without_retired_options
 
@@ -148,7 +148,7 @@ def made_by(header: dict, args: argparse.Namespace) -> bool:
         config = UNetConfig(**without_retired_options(header["config"], "the checkpoint"))
         return config == replace(network_of(args.preset, args.network), num_classes=10)
     if header["stage"] == FEATURE_NETWORK:
-        return ClassifierConfig(**header["config"]) == replace(ClassifierConfig(num_classes=10), **args.network)
+        return ClassifierConfig(**header["config"]) == classifier_of(10, args.network)
     return True
 
 

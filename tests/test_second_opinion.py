@@ -35,7 +35,7 @@ def teacher(run_script, data, tmp_path, monkeypatch):
 
 @pytest.fixture
 def judge(run_script, data, tmp_path):
-    arguments = ("--network", '{"widths": [8, 16]}', *data, *SHORT, "--out", tmp_path / "judge")
+    arguments = ("--network", '{"widths": [24, 16]}', *data, *SHORT, "--out", tmp_path / "judge")
     assert run_script("feature_network.py", *arguments).status == 0
     return tmp_path / "judge" / "feature_network.safetensors"
 

@@ -42,7 +42,8 @@ def test_ema_equals_a_plain_loop():
         torch.testing.assert_close(ema.module.weight, expected)
 
 
-def test_muon_makes_the_steps_of_torch_muon_and_adamw_moves_the_rest(monkeypatch):
+@pytest.mark.parametrize("momentum", [0.95, 0.6])
+def test_muon_makes_the_steps_of_torch_muon_and_adamw_moves_the_rest(momentum, monkeypatch):
     # Iterated until it converges, Newton and Schulz's polynomial makes every singular value 1, in theirs as in ours.
     polynomial, iterations = (1.875, -1.25, 0.375), 25
     monkeypatch.setattr(muon, "NEWTON_SCHULZ", (polynomial,) * iterations)
@@ -50,7 +51,8 @@ def test_muon_makes_the_steps_of_torch_muon_and_adamw_moves_the_rest(monkeypatch
     config = UNetConfig(image_size=8, patch_size=1, widths=(16, 32), attention_levels=(1,), embedding_width=16)
     model, twin = (prepare(UNet(config), "cpu") for _ in range(2))
     twin.load_state_dict(model.state_dict())
-    ours, adamw = make_optimizer("muon", model, 0.01, 0.1), make_optimizer("adamw", twin, 0.01, 0.1)
+    ours = make_optimizer("muon", model, 0.01, 0.1, muon_momentum=momentum)
+    adamw = make_optimizer("adamw", twin, 0.01, 0.1)
     hidden = {
         f"{name}.weight": nn.Parameter(module.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
         for name, module in model.named_modules()
@@ -60,6 +62,7 @@ def test_muon_makes_the_steps_of_torch_muon_and_adamw_moves_the_rest(monkeypatch
         hidden.values(),
         lr=0.01,
         weight_decay=0.1,
+        momentum=momentum,
         adjust_lr_fn="match_rms_adamw",
         ns_coefficients=polynomial,
         ns_steps=iterations,
