@@ -173,6 +173,15 @@ def test_in_a_speed_run_convolutions_first_pass_on_what_they_are_given():
         torch.testing.assert_close(level.convolutions[0](x)[:, :width], x)
 
 
+def test_in_a_speed_run_logits_are_scaled_by_the_root_of_the_width():
+    network = Classifier(ClassifierConfig(num_classes=3, widths=(24, 16), speed_run=True)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    (_, last) = network.features(images)
+    assert last.shape == (2, 16, 15, 15)
+    expected = (last.flatten(2).max(2).values @ network.head.weight.T + network.head.bias) / 4
+    torch.testing.assert_close(network(images), expected)
+
+
 def test_the_stem_stays_as_it_was_whitened(train, image_folder):
     _, path = train(image_folder, "--val-fraction", 0.25, "--precision", "fp32", steps=4)
     network = load_feature_network(path)[0]
