@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         type=changes_to(ClassifierConfig),
         default={},
         metavar="JSON",
-        help="changes to the network: '{\"widths\": [48, 96, 192]}'",
+        help="changes to the network: '{\"widths\": [24, 96, 192]}'",
     )
     parser.add_argument(
         "--task",

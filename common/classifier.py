@@ -40,9 +40,14 @@ class ClassifierConfig:
         sizes = (self.image_size, self.convolutions_per_level, *self.widths)
         if len(self.widths) < 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError("sizes, two widths or more and numbers of convolutions must be whole numbers above 0")
+        if not isinstance(self.speed_run, bool):
+            raise ValueError(f"speed_run is true or false, not {self.speed_run!r}")
         if self.speed_run and self.widths[0] != WHITENING_WIDTH:
-            raise ValueError(f"with speed_run the stem's width is {WHITENING_WIDTH}, not {self.widths[0]}")
-        if self.image_size % 2 ** (len(self.widths) - 1):
+            raise ValueError(
+                f"with speed_run the stem's width is {WHITENING_WIDTH}, not {self.widths[0]}; speed_run can be false"
+            )
+        left = (self.image_size - self.speed_run * (PATCH - 1)) >> (len(self.widths) - 1)
+        if self.image_size % 2 ** (len(self.widths) - 1) or not left:
             raise ValueError(f"widths {self.widths} at image_size {self.image_size} are no network")
 
     def to_dict(self) -> dict:
@@ -93,7 +98,8 @@ class Classifier(nn.Module):
     def whiten(self, images: Tensor) -> None:
         """Makes the stem's filters the principal directions of the patches of images (N, 3, H, W) in [-1, 1].
 
-        Each is scaled so that its output has variance 1. A network with `speed_run` needs that once, before training.
+        Each is scaled so that its output has variance 1, or less where there is little but noise. A network with
+        `speed_run` needs that once, before training.
         """
         patches = F.unfold(images.contiguous(), PATCH).transpose(1, 2).flatten(0, 1)
         variances, directions = torch.linalg.eigh(torch.cov(patches.T))

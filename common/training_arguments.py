@@ -103,7 +103,10 @@ def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> 
     )
     group.add_argument("--learning-rate", type=POSITIVE, default=recipe.learning_rate, help="after the warm-up")
     group.add_argument(
-        "--muon-momentum", type=FRACTION, default=recipe.muon_momentum, help="of the gradients that muon follows"
+        "--muon-momentum",
+        type=bounded(float, low=0, high=0.999),
+        default=recipe.muon_momentum,
+        help="of the gradients that muon follows; adamw has its own",
     )
     group.add_argument(
         "--weight-decay", type=bounded(float, low=0), default=recipe.weight_decay, help="decoupled from the gradient"

@@ -46,9 +46,13 @@ def compact(state: dict) -> dict:
     return {**state, "model": weights, "averages": {}, "optimizer": None, "critic": None}
 
 
+ADDED_OPTIONS = {"muon_momentum": 0.95}
+"""Options that earlier versions did not have, with the value that they trained with."""
+
+
 def check_identity(state: dict, identity: dict, run: Path) -> None:
     """Raises UserError where a run would go on with other arguments or data than it began with."""
-    arguments, earlier = identity["arguments"], state["identity"]["arguments"]
+    arguments, earlier = identity["arguments"], ADDED_OPTIONS | state["identity"]["arguments"]
     for name, value in arguments.items():
         if earlier.get(name) != value:
             hint = " (or the same --preset)" if name in RECIPE_OPTIONS else ""

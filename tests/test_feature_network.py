@@ -169,8 +169,9 @@ def test_a_whitening_stem_makes_uncorrelated_channels_of_variance_one():
 def test_in_a_speed_run_convolutions_first_pass_on_what_they_are_given():
     network = Classifier(ClassifierConfig(num_classes=3, widths=(24, 32, 32), speed_run=True))
     for level, width in zip(network.levels, (24, 32), strict=True):
-        x = torch.randn(2, width, 8, 8)
-        torch.testing.assert_close(level.convolutions[0](x)[:, :width], x)
+        for convolution, channels in zip(level.convolutions, (width, 32), strict=True):
+            x = torch.randn(2, channels, 8, 8)
+            torch.testing.assert_close(convolution(x)[:, :channels], x)
 
 
 def test_in_a_speed_run_logits_are_scaled_by_the_root_of_the_width():
@@ -189,6 +190,20 @@ def test_the_stem_stays_as_it_was_whitened(train, image_folder):
     expected = Classifier(network.config)
     expected.whiten(training.batch(EpochOrder(len(training), 50, seed=0).indices(0))[0])
     torch.testing.assert_close(network.stem.weight, expected.stem.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ('{"widths": [48, 96]}', "width is 24"),
+        ('{"speed_run": "false"}', "true or false"),
+        ('{"image_size": 8}', "are no network"),
+    ],
+)
+def test_what_is_no_network_of_a_speed_run_is_refused(change, reason, run_script, image_folder, tmp_path):
+    data = ("--data", "folder", "--data-dir", image_folder)
+    result = run_script("feature_network.py", *data, "--network", change, "--out", tmp_path / "features")
+    assert result.status == 1 and reason in result.error_line and not (tmp_path / "features").exists()
 
 
 def test_crops_are_windows_of_the_mirrored_image():

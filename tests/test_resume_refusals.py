@@ -5,8 +5,9 @@ from dataclasses import replace
 from conftest import folder_contents, save_model
 
 from common.checkpoint import load_header
-from common.files import folder_to_oneself
+from common.files import folder_to_oneself, save_tensor_file
 from common.presets import NETWORKS
+from common.training_state import STATE_FILE, load_training_state
 
 
 def test_a_run_that_another_process_trains_is_left_alone(commands, run_script, tmp_path):
@@ -29,6 +30,17 @@ def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_pat
     result = run_script(script, *arguments, "--out", tmp_path / "run", "--network", '{"embedding_width": 32}')
     assert "was made with another network" in result.error_line
     assert folder_contents(tmp_path / "run") == before
+
+
+def test_a_run_of_a_version_without_an_option_is_resumed_with_what_it_then_was(commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
+    state = load_training_state(tmp_path / "run" / STATE_FILE)
+    del state["identity"]["arguments"]["muon_momentum"]
+    save_tensor_file(tmp_path / "run" / STATE_FILE, state)
+    result = run_script(script, *arguments, "--out", tmp_path / "run", "--muon-momentum", 0.6)
+    assert "was made with --muon-momentum 0.95, not 0.6" in result.error_line
+    assert run_script(script, *arguments, "--out", tmp_path / "run").status == 0
 
 
 def test_a_run_is_not_resumed_with_another_network(commands, run_script, tmp_path, monkeypatch):
