@@ -30,6 +30,7 @@ RECIPE = {
     "--batch-size": 128,
     "--optimizer": "muon",
     "--learning-rate": 2e-4,
+    "--muon-momentum": 0.95,
     "--weight-decay": 0.01,
     "--ema-decay": 0.998,
     "--seed": 0,

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from common.errors import UserError
 from common.lineage import losses_in_words
-from common.results import name_of, run_of
+from common.results import machines_of, name_of, run_of
 from common.stages import STAGES
-from common.tables import markdown_table
+from common.tables import markdown_table, without_empty_columns
 
 TITLE = "## Students by their losses"
 NOTES = """FID, KID, precision and recall as above, of as many samples as the column says. *MSE* is against the
@@ -15,7 +15,7 @@ once for all students. The last two columns are a second opinion (`benchmarks/se
 samples, seed {seed}), in the features of a classifier of the same images that is part of no loss: the Fréchet distance
 to the images that were held out from all training ({distance:.3f} for {count:,} of the training images, which the
 classifier has seen), and the share of samples that lie closer to a training image than other training images do
-({closer:.1%} of the held-out images)."""
+({closer:.1%} of the held-out images). A finished student is compared by them with the student that it began as."""
 HEADER = (
     *("model", "losses", "training FLOP", "features' FLOP", "samples", "FID", "KID x 1000", "precision", "recall"),
     *("MSE", "distance to held-out", "closer than real"),
@@ -50,7 +50,8 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
         key=lambda pair: (stages.index(pair[0]["stage"]), pair[0]["training_flop"]),
     )
     rows = [_row(opinion, result) for opinion, result in ordered]
-    return f"{TITLE}\n\n{notes}\n\n{markdown_table(HEADER, rows)}"
+    table = markdown_table(*without_empty_columns(HEADER, rows))
+    return f"{TITLE}\n\n{notes}\n\n{table}\n\nThe second opinions were given on: {machines_of(opinions)}."
 
 
 def _measured(opinion: dict, results: Sequence[dict]) -> dict:

@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     that AdamW's learning rates serve.
     """
 
-    def __init__(self, kernels: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, kernels: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float):
         super().__init__(kernels, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from common.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
+MUON_MOMENTUM = 0.95
 
 
 def make_optimizer(
-    name: str, model: nn.Module, learning_rate: float, weight_decay: float, muon_momentum: float = 0.95
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float, muon_momentum: float = MUON_MOMENTUM
 ) -> torch.optim.Optimizer:
     """One of `OPTIMIZERS` for all parameters of a model, whose convolutions are channels-last."""
     if name == "adamw":

@@ -91,7 +91,7 @@ FINISHING_RECIPE = Recipe(
     ema_decay=0.998,
     optimizer="muon",
 )
-FEATURE_NETWORK = {"widths": (24, 64, 256, 256), "speed_run": True}
+CLASSIFIER = {"widths": (24, 64, 256, 256), "speed_run": True}
 FEATURE_RECIPE = Recipe(
     batch_size=1000,
     learning_rate=0.03,
@@ -134,7 +134,7 @@ def changed(config: Config, changes: dict, name: str) -> Config:
 
 def classifier_of(num_classes: int, changes: dict) -> ClassifierConfig:
     """The feature network, changed. Raises UserError where that is no network."""
-    return changed(ClassifierConfig(num_classes, **FEATURE_NETWORK), changes, "the classifier")
+    return changed(ClassifierConfig(num_classes, **CLASSIFIER), changes, "the classifier")
 
 
 def network_of(preset: str, changes: dict) -> UNetConfig:

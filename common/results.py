@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.files import canonical_json, write_text
 from common.sampling import SamplingSettings
 from common.stages import STAGES
+from common.tables import without_empty_columns
 
 CIRCUMSTANCES = (
     *("machine", "seconds", "drawing_seconds", "versions"),
@@ -120,9 +121,7 @@ def machines_of(group: Sequence[dict]) -> str:
 
 def table_of(group: Sequence[dict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A header, and a row for each result. What was measured of none has no column; of some, empty cells."""
-    columns = {title: [show(result) for result in group] for title, show in COLUMNS.items()}
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
-    return tuple(columns), list(zip(*columns.values(), strict=True))
+    return without_empty_columns(COLUMNS, [[show(result) for show in COLUMNS.values()] for result in group])
 
 
 def milliseconds_per_image(result: dict) -> float | None:

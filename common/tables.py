@@ -22,6 +22,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
+def without_empty_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header and the rows, without the columns of which no row has a cell that says anything."""
+    columns = [(title, cells) for title, *cells in zip(header, *rows, strict=True) if any(cells)]
+    return tuple(title for title, _ in columns), list(zip(*(cells for _, cells in columns), strict=True))
+
+
 def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
     """Which columns hold numbers alone, such as 1,024, 8.49, 1e+16, 95% or 11.9 + 3.7; empty cells do not count."""
     columns = [[row[index] for row in rows if row[index]] for index in range(len(header))]

@@ -11,7 +11,7 @@ import torch
 from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, ArgumentParser, bounded
 from common.data import DATA_SETS
 from common.errors import UserError
-from common.optimisation import OPTIMIZERS
+from common.optimisation import MUON_MOMENTUM, OPTIMIZERS
 
 NOT_RECORDED = {
     "out",
@@ -66,7 +66,7 @@ class Recipe:
     ema_decay: float
     optimizer: str = "adamw"
     weight_decay: float = 0.01
-    muon_momentum: float = 0.95
+    muon_momentum: float = MUON_MOMENTUM
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -140,7 +140,7 @@ def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> 
         "--compact-state",
         action="store_true",
         help="when the run stops, also write OUT/compact_state.pt: the weights alone, in fp16. Where the whole state "
-        "is lost, --branch-from goes on from it, warmed up anew",
+        "is lost, --branch-from goes on from it, through the warm-up again",
     )
     group.add_argument("--max-minutes", type=POSITIVE, help="pause after so many minutes; run again to go on")
     group.add_argument("--save-minutes", type=POSITIVE, default=5.0, help="minutes between saves")

@@ -9,6 +9,7 @@ import torch
 
 from common.errors import UserError
 from common.files import read_tensor_file
+from common.optimisation import MUON_MOMENTUM
 from common.training_arguments import Recipe
 
 RECIPE_OPTIONS = {field.name for field in fields(Recipe)}
@@ -39,14 +40,14 @@ def find_training_state(run: Path) -> Path:
 def compact(state: dict) -> dict:
     """The state's weights in fp16, without the averages', the optimiser's and the critic's: small enough to be kept.
 
-    A run that goes on from it is warmed up anew, with averages that begin at these weights, and is not the run that it
-    would have been.
+    A run that goes on from it passes its warm-up again, with averages that begin at these weights, and is not the run
+    that it would have been.
     """
     weights = {name: value.half() if value.is_floating_point() else value for name, value in state["model"].items()}
     return {**state, "model": weights, "averages": {}, "optimizer": None, "critic": None}
 
 
-ADDED_OPTIONS = {"muon_momentum": 0.95}
+ADDED_OPTIONS = {"muon_momentum": MUON_MOMENTUM}
 """Options that earlier versions did not have, with the value that they trained with."""
 
 
@@ -89,7 +90,7 @@ def check_schedule(state: dict, args: argparse.Namespace, run: Path) -> None:
     """The steps that were taken must be those that the schedule asked for now would have taken, too.
 
     Raises UserError where they are not: the run has more steps, or one of the two decays began before where it stands.
-    A compact state is warmed up anew, so that the decay that it comes from does not count.
+    A run that goes on from a compact state starts its schedule anew: the decay that it comes from does not count.
     """
     step, (steps, decay_steps) = state["step"], state["schedule"]
     if step > args.steps:

@@ -47,13 +47,13 @@ def test_its_accuracy_is_that_of_its_file_on_the_held_out_images(train, image_fo
     assert header["stage"] == "feature_network" and not any(p.requires_grad for p in network.parameters())
     _, held_out = split_held_out(load_images("folder", image_folder), 0.25)
     right = (network(to_float(held_out.images)).argmax(1) == held_out.labels).double().mean().item()
-    logged, record = read_metrics(tmp_path / "features" / "metrics.jsonl")[-2:]
+    record = read_metrics(tmp_path / "features" / "metrics.jsonl")[-1]
     assert record["held_out_accuracy"] == pytest.approx(right)
     assert f"{right:.2%} of {len(held_out):,} held-out images" in result.out
     both = network(to_float(held_out.images)) + network(to_float(held_out.images.flip(3)))
     right = (both.argmax(1) == held_out.labels).double().mean().item()
     assert record["held_out_accuracy_with_mirrored"] == pytest.approx(right)
-    assert logged["loss"] < 2.3  # of guessing: log 10
+    assert record["held_out_accuracy"] > 0.3  # of guessing: 0.1
 
 
 def test_one_class_has_nothing_to_tell_apart_but_can_be_turned(train, one_class, tmp_path):
