@@ -36,9 +36,9 @@ RECIPE = {
     "--seed": 0,
 }
 """Given in full, so that a row means the same whatever becomes of defaults."""
-PIXELS, FEATURES = {"--loss": "pseudo-huber"}, {"--loss": "features", "--feature-weight": 0.2}
+PIXELS, FEATURES = {"--loss": "pseudo-huber"}, {"--loss": "features", "--feature-weight": 0.15}
 REAL, TEACHERS = {"--critic-images": "real"}, {"--critic-images": "teacher"}
-FRECHET = {"--critic": "frechet", "--critic-weight": 0.003, "--critic-window": 4096, "--critic-share": 0.5}
+FRECHET = {"--critic": "frechet", "--critic-weight": 0.4, "--critic-window": 4096, "--critic-share": 0.5}
 ADVERSARIAL = {"--critic": "adversarial", "--critic-weight": 0.01, "--critic-share": 0.5}
 SCORE = {"--critic": "score", "--critic-weight": 0.5, "--critic-share": 0.5}
 LOSSES = {

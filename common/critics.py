@@ -28,7 +28,7 @@ from common.pairs import PairSet
 from common.score_critic import ScoreCritic
 
 CHUNK = 250
-WEIGHTS = {"frechet": 0.003, "adversarial": 0.01, "score": 0.5}
+WEIGHTS = {"frechet": 0.4, "adversarial": 0.01, "score": 0.5}
 """Of the critics' losses, where none is given."""
 USUAL_WINDOW = 4096
 
@@ -118,7 +118,7 @@ def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:
 
 
 class FrechetCritic(nn.Module):
-    """The Fréchet distance between the student's images and the real ones (FD-loss, arXiv 2604.28190).
+    """The Fréchet distance between the student's images and the real ones (FD-loss, arXiv 2604.28190), per feature.
 
     `flips`: the reference is the real images together with their mirror images. Its features are computed when the loss
     starts, and again after a resume.

@@ -64,7 +64,7 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         help=f"checkpoint of feature_network.py, for --loss features and for a critic by features (default: "
         f"{USUAL_FEATURE_NETWORK})",
     )
-    group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.2)")
+    group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.15)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
     group.add_argument(
         "--guide",
@@ -100,7 +100,7 @@ class Distillation:
         """
         if args.loss != "features" and args.feature_weight is not None:
             raise UserError("--feature-weight needs --loss features")
-        args.feature_weight = args.feature_weight or (0.2 if args.loss == "features" else None)
+        args.feature_weight = args.feature_weight or (0.15 if args.loss == "features" else None)
         self.args = args
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)

@@ -58,11 +58,18 @@ class FrechetDistance:
 
 
 class Reference:
-    """A reference distribution, given by samples, and the bias of a distance to it that few samples estimate."""
+    """A reference distribution, given by samples, and the bias of a distance to it that few samples estimate.
+
+    The distance is measured in features of unit variance over the reference, and divided by their number D. A network's
+    features differ in scale by orders of magnitude, and the few large ones, of what an image shows, would hide the many
+    small ones, of how sharp it is.
+    """
 
     def __init__(self, features: Tensor, num_samples: int):
         """`features`: float64 (N, D). The bias is that of `num_samples`, bootstrapped."""
-        self.distance, self.num_samples = FrechetDistance(*moments(features)), num_samples
+        deviation = features.std(dim=0, correction=0)
+        self.scale, self.num_samples = 1 / deviation.masked_fill(deviation == 0, 1), num_samples
+        self._scaled_distance = FrechetDistance(*moments(features * self.scale))
         generator = torch.Generator().manual_seed(0)
         estimates = []
         for _ in range(BOOTSTRAPS):
@@ -71,6 +78,12 @@ class Reference:
         self._bias = sum(distance for distance, _, _ in estimates) / BOOTSTRAPS
         self._gradient_bias = sum(by_covariance for *_, by_covariance in estimates) / BOOTSTRAPS
 
+    def distance(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The distance to N(mean, covariance), and its gradients by the mean (D,) and by the covariance (D, D)."""
+        scale, scales = self.scale, torch.outer(self.scale, self.scale)
+        distance, by_mean, by_covariance = self._scaled_distance(mean * scale, covariance * scales)
+        return distance / len(scale), by_mean * scale / len(scale), by_covariance * scales / len(scale)
+
     def bias(self, effective_size: Tensor) -> tuple[Tensor, Tensor]:
         """Of the distance, a scalar, and of its gradient by the covariance (D, D), for moments of so many samples."""
         scale = self.num_samples / effective_size
@@ -78,7 +91,7 @@ class Reference:
 
 
 class RunningFrechetLoss(nn.Module):
-    """The Fréchet distance of generated features to a reference, from moments that run along with the training.
+    """The Fréchet distance of generated features to a `Reference`, from moments that run along with the training.
 
     A batch is far too small to estimate a covariance. Mean and covariance are therefore running averages over about the
     last `window` samples. The loss of a batch is the derivative of the distance to (1 - e) P + e Q at e = 0, for the
