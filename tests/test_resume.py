@@ -103,7 +103,7 @@ def test_a_terminated_run_saves_and_ends_like_an_unbroken_one(commands, run_scri
     assert_equal_runs(unbroken, stopped)
 
 
-@pytest.mark.parametrize("stage", ["teacher", "reflow", "one_step", "four_step"])
+@pytest.mark.parametrize("stage", ["teacher", "four_step"])
 def test_a_killed_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp_path):
     """Killed without warning while it saves after every step: at any moment, the middle of a write included."""
     script, *arguments = commands[stage]
