@@ -166,9 +166,17 @@ class PairSet:
                 f"but {teacher.path} is {teacher.sha256[:12]}..."
             )
 
+    def are_those_of(self, student: dict) -> bool:
+        """Whether a student, by its header, learned from pairs of this recipe: the same noise and settings.
+
+        Their number may differ, and the arithmetic, which only rounds otherwise.
+        """
+        theirs, ours = ({**(header or {}), "precision": None} for header in (student.get("pairs"), self.header))
+        return canonical_json(theirs) == canonical_json(ours)
+
     def require_student(self, student: Checkpoint) -> None:
-        """Raises UserError for a student whose pairs were made by another recipe; their number may differ."""
-        if canonical_json(student.header.get("pairs")) != canonical_json(self.header):
+        """Raises UserError for a student whose pairs were made by another recipe."""
+        if not self.are_those_of(student.header):
             raise UserError(f"{student.path} did not learn from pairs like those in {self.folder}")
 
     def require_held_out_unseen(self, student: dict, path: Path) -> None:
@@ -178,8 +186,7 @@ class PairSet:
         held out.
         """
         count = student.get("num_pairs")
-        same = canonical_json(student.get("pairs")) == canonical_json(self.header)
-        if same and held_out_of(count) != self.held_out_count:
+        if self.are_those_of(student) and held_out_of(count) != self.held_out_count:
             raise UserError(
                 f"{path} learned from {count:,} pairs, and perhaps from some that are held out now that {self.folder} "
                 f"has {len(self):,}"

@@ -109,6 +109,16 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     assert not (tmp_path / "finished").exists()
 
 
+def test_pairs_of_another_arithmetic_are_the_same_pairs(finish, run_script, tmp_path):
+    """A student of bf16's can be finished on a machine without it; what was held out must stay so there, too."""
+    recipe = ("--teacher", tmp_path / "teacher" / "teacher.safetensors", "--num-steps", 4, "--precision", "bf16")
+    for count, folder in ((20, "rounded"), (40, "more")):
+        made = run_script("generate_noise_dataset.py", *recipe, "--num-pairs", count, "--out", tmp_path / folder)
+        assert made.status == 0, made.err
+    assert finish("--critic-window", 48, "--pairs", tmp_path / "rounded").status == 0
+    assert "perhaps from some that are held out" in finish("--pairs", tmp_path / "more").error_line
+
+
 def test_another_student_is_not_taken_for_the_one_that_is_being_finished(finish, tmp_path):
     assert finish("--critic-window", 48, "--max-minutes", 1e-5).status == 0
     another = finish("--critic-window", 48, "--student", tmp_path / "another.safetensors")
