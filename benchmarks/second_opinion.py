@@ -9,7 +9,7 @@ training images, and the share of the held-out ones. The judge has learned from 
 is no lower bound. With --pairs also a student's mean squared error against its teacher's images. Of each model, a
 figure shows the first ten samples beside the training images nearest to them.
 
-Students are judged together with their teacher, which says what images they are of.
+A student's teacher, which says what images it is of, is judged with it or given as --teacher.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import command_line
-from common.checkpoint import Checkpoint, code_version, load_feature_network
+from common.checkpoint import Checkpoint, code_version, load_checkpoint, load_feature_network
 from common.classifier import Classifier
 from common.data import ImageData, images_behind
 from common.device import Precision, describe_machine
@@ -46,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--judge", type=Path, required=True, help="checkpoint of feature_network.py")
+    parser.add_argument("--teacher", type=Path, help="of the students, where it is not judged itself")
     parser.add_argument("--pairs", type=Path, help="folder of noise pairs of the students' teacher")
     parser.add_argument("--num-samples", type=command_line.COUNT, default=10_000, help="of each model")
     parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
@@ -108,8 +109,9 @@ def main() -> None:
     command_line.refuse_settings_for_students(args, models)
     network, header, judge_sha256 = load_feature_network(args.judge, precision.device)
     pairs = PairSet(args.pairs, precision.device) if args.pairs else None
+    teachers = [*models, *([load_checkpoint(args.teacher)] if args.teacher else [])]
     for model in models:
-        refuse_what_cannot_be_judged(model, models, args.judge, header, judge_sha256)
+        refuse_what_cannot_be_judged(model, teachers, args.judge, header, judge_sha256)
         if pairs and model.is_student:
             pairs.require_student(model)
     training, held_out = images_behind(args.judge, header, args.data_dir)
@@ -149,12 +151,12 @@ def main() -> None:
 
 
 def refuse_what_cannot_be_judged(
-    model: Checkpoint, models: Sequence[Checkpoint], path: Path, judge: dict, judge_sha256: str
+    model: Checkpoint, teachers: Sequence[Checkpoint], path: Path, judge: dict, judge_sha256: str
 ) -> None:
     """Raises UserError for a model of other images than the judge's, or that the judge has helped to train."""
-    teacher = next((other for other in models if other.sha256 == model.header.get("teacher")), model)
+    teacher = next((other for other in teachers if other.sha256 == model.header.get("teacher")), model)
     if "images_sha256" not in teacher.header:
-        raise UserError(f"{model.path} does not say of which images it is: judge it together with its teacher")
+        raise UserError(f"{model.path} does not say of which images it is: judge its teacher, or give it as --teacher")
     same_images = teacher.header["images_sha256"] == judge["images_sha256"]
     if not (same_images and teacher.header["arguments"]["val_fraction"] == judge["arguments"]["val_fraction"]):
         raise UserError(f"{path} has learned from other images than {teacher.path}")

@@ -148,7 +148,7 @@ def test_who_cannot_judge_is_refused(second_opinion, run_script, judge, teacher,
     assert run_script("distill_student.py", *files, *SHORT, "--init", first, "--out", second.parent).status == 0
     assert "was trained to please" in second_opinion(teacher, first).error_line
     assert "was trained to please" in second_opinion(teacher, second).error_line
-    assert "together with its teacher" in second_opinion(second).error_line
+    assert "or give it as --teacher" in second_opinion(second).error_line
 
     (tmp_path / "opinions.jsonl").write_text("?\n")
     assert "line 1 of" in second_opinion(teacher, "--num-samples", 40).error_line
@@ -173,6 +173,8 @@ def test_a_student_is_also_compared_with_its_teacher(second_opinion, run_script,
     flop = lines[0]["training_flop"]
     assert [run["flop"] for run in lines[1]["training_runs"]] == [flop, flop] and lines[1]["training_flop"] == 2 * flop
     assert len(list((tmp_path / "figures").iterdir())) == 3
+    alone = second_opinion(first, "--teacher", teacher, "--pairs", pairs, "--num-samples", 40)
+    assert alone.status == 0 and len((tmp_path / "opinions.jsonl").read_text().splitlines()) == 3  # said already
 
     others = ("--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path / "others")
     assert run_script("generate_noise_dataset.py", *others).status == 0
