@@ -17,7 +17,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import shapes  # noqa: E402
+from common import previews, shapes  # noqa: E402
 from common.checkpoint import save_checkpoint  # noqa: E402
 from common.classifier import Classifier, ClassifierConfig  # noqa: E402
 from common.device import Precision, choose_device, choose_precision  # noqa: E402
@@ -72,6 +72,12 @@ def one_thread():
     """Small networks run faster on one thread, and the same on every machine."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_previews():
+    """A row of every training run's preview: most of what a run of a few steps would take."""
+    previews.ROWS = 1
 
 
 @pytest.fixture(scope="session")

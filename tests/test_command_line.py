@@ -45,19 +45,30 @@ UNMOVED = ("--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--learning-ra
 """After SHORT: a run whose weights are still those that it began with."""
 
 
+@pytest.fixture(scope="module")
+def finished_pipeline():
+    """The folder of the pipeline, once it has run."""
+    return {}
+
+
 @pytest.fixture
-def pipeline(run_script, image_folder, tmp_path, monkeypatch):
+def pipeline(finished_pipeline, run_script, image_folder, tmp_path, tmp_path_factory, monkeypatch):
     """All four stages in a row, connected by the default paths, with the test's folder as the working folder."""
+    if not finished_pipeline:
+        folder = tmp_path_factory.mktemp("pipeline")
+        monkeypatch.chdir(folder)
+        data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder)
+        results = [
+            run_script("teacher_rectified_flow.py", *data, *SHORT),
+            run_script("generate_noise_dataset.py", "--num-pairs", 40, "--num-steps", 4),
+            run_script("distill_student.py", *SHORT),
+            run_script("four_step_student.py", *SHORT),
+        ]
+        for result in results:
+            assert result.status == 0, result.err
+        finished_pipeline["folder"] = folder
+    shutil.copytree(finished_pipeline["folder"], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder)
-    results = [
-        run_script("teacher_rectified_flow.py", *data, *SHORT),
-        run_script("generate_noise_dataset.py", "--num-pairs", 40, "--num-steps", 4),
-        run_script("distill_student.py", *SHORT),
-        run_script("four_step_student.py", *SHORT),
-    ]
-    for result in results:
-        assert result.status == 0, result.err
     return tmp_path
 
 

@@ -23,7 +23,8 @@ def teacher_and_guide(make_teacher):
     return make_teacher(seed=0), make_teacher(seed=1, config=NARROW)
 
 
-def test_the_teacher_keeps_its_early_weights(run_script, tmp_path):
+def test_the_teacher_keeps_its_early_weights(run_script, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.data.SHAPES_COUNT", 200)
     short = ("--preset", "tiny", "--data", "shapes", "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8)
     long_run, short_run = tmp_path / "long", tmp_path / "short"
     assert (

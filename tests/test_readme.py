@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL_CONFIG
 
+from common import presets
 from common.checkpoint import load_header
 from common.classifier import ClassifierConfig
 from common.presets import classifier_of, network_of
@@ -49,7 +50,8 @@ def split_commands(block: str) -> list[list[str]]:
 def smoke_arguments(script: str, arguments: list[str]) -> tuple:
     if script == "compute_fid.py":
         count = 4 if "samples/one_step.npz" in arguments else 20
-        return ("--num-samples", count, "--reference", "data/train", "--inception-weights", "inception.pth")
+        few = ("--sweep", "1,2") if "--sweep" in arguments else ()
+        return ("--num-samples", count, *few, "--reference", "data/train", "--inception-weights", "inception.pth")
     if script == "finish_student.py":  # the Fréchet critic starts after thousands of images
         return (*SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0, "--critic", "adversarial")
     if script in SMOKE:
@@ -65,6 +67,7 @@ def smoke_arguments(script: str, arguments: list[str]) -> tuple:
 
 def test_every_command_runs(run_script, image_folder, random_inception, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(presets.NETWORKS, "cpu", replace(SMALL_CONFIG, skips="added"))  # what is shipped keeps its own
     shutil.copytree(image_folder, tmp_path / "data" / "train")
     shutil.copytree(ROOT / "checkpoints" / "pretrained", tmp_path / "checkpoints" / "pretrained")
     seen = set()
@@ -108,6 +111,7 @@ def expand_braces(arguments: list[str]) -> list[str]:
 def test_every_step_of_the_demo_runs(run_script, tmp_path, monkeypatch):
     """`make demo` itself takes minutes: here are its commands, in order, at smoke scale."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("common.data.SHAPES_COUNT", 200)
     recipe = dry_run("demo")
     lines = recipe[recipe.index(".venv/bin/python teacher_rectified_flow.py") :].replace("\\\n", " ").splitlines()
     results = []

@@ -121,7 +121,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(stage, commands, run_script, tmp
 
 def test_the_log_does_not_depend_on_when_a_run_was_saved(commands, run_script, tmp_path):
     script, *arguments = commands["teacher"]
-    arguments += ["--log-every", 6]
+    arguments += ["--steps", 12, "--decay-steps", 4, "--log-every", 3]
     run_script(script, *arguments, "--out", tmp_path / "unbroken")
     run_script(script, *arguments, "--out", tmp_path / "paused", "--max-minutes", 1e-3)
     run_script(script, *arguments, "--out", tmp_path / "paused", "--save-minutes", 1e-9)
