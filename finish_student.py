@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from common import command_line
 from common.checkpoint import initial_header, load_checkpoint, prepare
-from common.critics import RealImages, add_critic_arguments, make_critic, settle_critic_arguments, split_batch
+from common.critics import TargetImages, add_critic_arguments, make_critic, settle_critic_arguments, split_batch
 from common.distillation import Distillation, distillation_parser
 from common.errors import UserError
 from common.presets import FINISHING_RECIPE
@@ -53,15 +53,15 @@ def main() -> int:
     run = Distillation(args, num_pairs)
     run.require_own_student(student)
     run.header |= {"student": student.sha256, **initial_header(student)}
-    real = RealImages(args, run.teacher, run.pairs)
-    critic = make_critic(args, run, real, per_step=num_fresh)
+    target = TargetImages(args, run.teacher, run.pairs)
+    critic = make_critic(args, run, target, per_step=num_fresh)
     image_shape, num_classes = student.model.config.image_shape, len(student.class_names)
 
     def batch_loss(network, step):
         generator = step_generator(args.seed, step, run.device)
         pair = run.batch(step, generator)
         noise = torch.randn(num_fresh, *image_shape, generator=generator, device=run.device)
-        labels = real.draw_labels(num_fresh, num_classes, generator)
+        labels = target.draw_labels(num_fresh, num_classes, generator)
         all_labels = None if labels is None else torch.cat([pair.labels, labels])
         images = make_images(network, torch.cat([pair.noise, noise]), all_labels, student.settings)
         to_teacher = run.image_distance(images[:num_pairs], pair.image).mean()

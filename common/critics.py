@@ -88,7 +88,7 @@ def split_batch(args: argparse.Namespace, num_steps: int) -> tuple[int, int]:
     return num_images - num_fresh, num_fresh
 
 
-class RealImages:
+class TargetImages:
     """What a student's images are compared with: those that trained its teacher, or the teacher's own, of the pairs."""
 
     def __init__(self, args: argparse.Namespace, teacher: Checkpoint, pairs: PairSet):
@@ -118,17 +118,17 @@ def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:
 
 
 class FrechetCritic(nn.Module):
-    """The Fréchet distance between the student's images and the real ones (FD-loss, arXiv 2604.28190), per feature.
+    """The Fréchet distance between the student's images and the target's (FD-loss, arXiv 2604.28190).
 
-    `flips`: the reference is the real images together with their mirror images. Its features are computed when the loss
-    starts, and again after a resume.
+    Divided by the number of features, each of unit variance. `flips`: the reference is the target images together with
+    their mirror images. Its features are computed when the loss starts, and again after a resume.
     """
 
-    def __init__(self, network: Classifier, real: RealImages, window: int, flips: bool, precision: Precision):
+    def __init__(self, network: Classifier, target: TargetImages, window: int, flips: bool, precision: Precision):
         super().__init__()
-        self.setup_flop = real.count * (2 if flips else 1) * summary_flop(network)
+        self.setup_flop = target.count * (2 if flips else 1) * summary_flop(network)
         self.network = [network]  # in a list: it is no part of the critic's state
-        load_features = partial(real_features, network, real, flips, precision)
+        load_features = partial(target_features, network, target, flips, precision)
         device = network.stem.weight.device
         self.running = RunningFrechetLoss(network.summary_size, load_features, window, device=device)
 
@@ -145,12 +145,12 @@ class FrechetCritic(nn.Module):
 
 
 @torch.no_grad()
-def real_features(network: Classifier, real: RealImages, flips: bool, precision: Precision) -> Tensor:
-    """`network.summary` of all real images, with `flips` also of their mirror images: (N, D) or (2 N, D)."""
+def target_features(network: Classifier, target: TargetImages, flips: bool, precision: Precision) -> Tensor:
+    """`network.summary` of all target images, with `flips` also of their mirror images: (N, D) or (2 N, D)."""
     features = []
     with precision.autocast():
-        for indices in tqdm(torch.arange(real.count).split(CHUNK), desc="features of the real images", leave=False):
-            images = real.gather(indices)
+        for indices in tqdm(torch.arange(target.count).split(CHUNK), desc="features of the target images", leave=False):
+            images = target.gather(indices)
             features += [network.summary(views) for views in ([images, images.flip(-1)] if flips else [images])]
     return torch.cat(features)
 
@@ -184,10 +184,10 @@ class AdversarialCritic(nn.Module):
     WIDTH, LEARNING_RATE = 64, 1e-3
     setup_flop = 0
 
-    def __init__(self, network: Classifier, real: RealImages, per_step: int, seed: int, flips: bool):
+    def __init__(self, network: Classifier, target: TargetImages, per_step: int, seed: int, flips: bool):
         super().__init__()
-        self.network, self.real, self.seed, self.flips = [network], real, derive_seed("critic", seed), flips
-        self.order = EpochOrder(real.count, per_step, self.seed)
+        self.network, self.target, self.seed, self.flips = [network], target, derive_seed("critic", seed), flips
+        self.order = EpochOrder(target.count, per_step, self.seed)
         torch.manual_seed(self.seed)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, self.WIDTH, 1), nn.LeakyReLU(0.2), nn.Conv2d(self.WIDTH, 1, 1))
@@ -203,16 +203,16 @@ class AdversarialCritic(nn.Module):
         return generator_loss(self._logits(maps))
 
     def loss(self, step: int) -> Tensor:
-        """The discriminators', on the student's latest images and as many real ones."""
+        """The discriminators', on the student's latest images and as many of the target's."""
         with torch.no_grad():
-            real = self._maps(self._real_images(step))
+            real = self._maps(self._target_images(step))
         return discriminator_loss(self._logits(real), self._logits(self.latest))
 
     def update(self) -> None:
         self.optimizer.step()
 
-    def _real_images(self, step: int) -> Tensor:
-        images = self.real.gather(self.order.indices(step))
+    def _target_images(self, step: int) -> Tensor:
+        images = self.target.gather(self.order.indices(step))
         generator = torch.Generator(images.device).manual_seed(derive_seed("critic", self.seed, step))
         return flip(images, random_flips(len(images), self.flips, generator))
 
@@ -230,7 +230,7 @@ class AdversarialCritic(nn.Module):
 
 
 def make_critic(
-    args: argparse.Namespace, run: Distillation, real: RealImages, per_step: int
+    args: argparse.Namespace, run: Distillation, target: TargetImages, per_step: int
 ) -> FrechetCritic | AdversarialCritic | ScoreCritic:
     """The critic that was asked for, of a student that shows it `per_step` images at every step.
 
@@ -238,9 +238,9 @@ def make_critic(
     """
     if args.critic == "frechet":
         require_fitting_window(args, run.load_feature_network().summary_size, per_step)
-        return FrechetCritic(run.load_feature_network(), real, args.critic_window, not args.no_flips, run.precision)
+        return FrechetCritic(run.load_feature_network(), target, args.critic_window, not args.no_flips, run.precision)
     if args.critic == "adversarial":
-        return AdversarialCritic(run.load_feature_network(), real, per_step, args.seed, not args.no_flips)
+        return AdversarialCritic(run.load_feature_network(), target, per_step, args.seed, not args.no_flips)
     run.require_guide_of_pairs(run.teacher.guide)
     return ScoreCritic(run.teacher.model, run.teacher.guide_model, run.pairs.settings, args.seed)
 

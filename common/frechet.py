@@ -12,6 +12,8 @@ from torch import Tensor, nn
 EIGENVALUE_FLOOR = 1e-8
 """Of the largest: below it the slope of the square root is held, so that it stays finite for a singular covariance."""
 BOOTSTRAPS = 4
+SMALLEST_DEVIATION = 1e-4
+"""Of the features' median deviation: one that varies less hardly lives, and its scale would only blow up rounding."""
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -33,6 +35,13 @@ def sum_of_roots(eigenvalues: Tensor, floor: float) -> Tensor:
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of features (N, D), with N in the denominator."""
     return features.mean(dim=0), torch.cov(features.T, correction=0)
+
+
+def unit_variance_scale(features: Tensor) -> Tensor:
+    """What to multiply features (N, D) by so that each has unit variance, (D,); 0 for one that hardly varies."""
+    deviation = features.std(dim=0, correction=0)
+    lives = deviation > SMALLEST_DEVIATION * deviation.median()
+    return lives / deviation.where(lives, 1)
 
 
 class FrechetDistance:
@@ -60,15 +69,13 @@ class FrechetDistance:
 class Reference:
     """A reference distribution, given by samples, and the bias of a distance to it that few samples estimate.
 
-    The distance is measured in features of unit variance over the reference, and divided by their number D. A network's
-    features differ in scale by orders of magnitude, and the few large ones, of what an image shows, would hide the many
-    small ones, of how sharp it is.
+    The distance is measured in features of unit variance over the reference, and divided by their number D: features of
+    one network differ in scale by orders of magnitude, and the largest would hide all others.
     """
 
     def __init__(self, features: Tensor, num_samples: int):
         """`features`: float64 (N, D). The bias is that of `num_samples`, bootstrapped."""
-        deviation = features.std(dim=0, correction=0)
-        self.scale, self.num_samples = 1 / deviation.masked_fill(deviation == 0, 1), num_samples
+        self.scale, self.num_samples = unit_variance_scale(features), num_samples
         self._scaled_distance = FrechetDistance(*moments(features * self.scale))
         generator = torch.Generator().manual_seed(0)
         estimates = []
@@ -86,8 +93,8 @@ class Reference:
 
     def bias(self, effective_size: Tensor) -> tuple[Tensor, Tensor]:
         """Of the distance, a scalar, and of its gradient by the covariance (D, D), for moments of so many samples."""
-        scale = self.num_samples / effective_size
-        return scale * self._bias, scale * self._gradient_bias
+        share = self.num_samples / effective_size
+        return share * self._bias, share * self._gradient_bias
 
 
 class RunningFrechetLoss(nn.Module):

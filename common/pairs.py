@@ -167,11 +167,12 @@ class PairSet:
             )
 
     def are_those_of(self, student: dict) -> bool:
-        """Whether a student, by its header, learned from pairs of this recipe: the same noise and settings.
+        """Whether a student, by its header, learned from these pairs: the same noise, and the same images of it.
 
-        Their number may differ, and the arithmetic, which only rounds otherwise.
+        Their number may differ, the states on the way that are kept, and the arithmetic, which only rounds otherwise.
         """
-        theirs, ours = ({**(header or {}), "precision": None} for header in (student.get("pairs"), self.header))
+        apart = {"precision": None, "trajectory_times": None}
+        theirs, ours = ({**(header or {}), **apart} for header in (student.get("pairs"), self.header))
         return canonical_json(theirs) == canonical_json(ours)
 
     def require_student(self, student: Checkpoint) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.checkpoint import load_checkpoint
-from common.critics import AdversarialCritic, RealImages, discriminator_loss, generator_loss
+from common.critics import AdversarialCritic, TargetImages, discriminator_loss, generator_loss
 from common.data import load_images, split_held_out
 from common.frechet import Reference
 from common.images import to_float
@@ -33,7 +33,7 @@ def finish(network, image_folder, run_script, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher"
     data = ("--data", "folder", "--data-dir", image_folder, "--val-fraction", 0.25)
     assert run_script("teacher_rectified_flow.py", "--preset", "tiny", *data, *SHORT, "--out", teacher).status == 0
-    pairs = ("--teacher", teacher / "teacher.safetensors", "--num-steps", 4, "--num-pairs", 20)
+    pairs = ("--teacher", teacher / "teacher.safetensors", "--num-steps", 4, "--num-pairs", 20, "--precision", "fp32")
     assert run_script("generate_noise_dataset.py", *pairs, "--out", tmp_path / "pairs").status == 0
 
     save_students(tmp_path, teacher / "teacher.safetensors", pairs=tmp_path / "pairs")
@@ -109,13 +109,14 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     assert not (tmp_path / "finished").exists()
 
 
-def test_pairs_of_another_arithmetic_are_the_same_pairs(finish, run_script, tmp_path):
+def test_pairs_of_another_arithmetic_or_with_other_states_are_the_same_pairs(finish, run_script, tmp_path):
     """A student of bf16's can be finished on a machine without it; what was held out must stay so there, too."""
     recipe = ("--teacher", tmp_path / "teacher" / "teacher.safetensors", "--num-steps", 4, "--precision", "bf16")
-    for count, folder in ((20, "rounded"), (40, "more")):
-        made = run_script("generate_noise_dataset.py", *recipe, "--num-pairs", count, "--out", tmp_path / folder)
+    for count, folder in ((20, "alike"), (40, "more")):
+        pairs = ("--trajectory-times", 0.5, "--num-pairs", count, "--out", tmp_path / folder)
+        made = run_script("generate_noise_dataset.py", *recipe, *pairs)
         assert made.status == 0, made.err
-    assert finish("--critic-window", 48, "--pairs", tmp_path / "rounded").status == 0
+    assert finish("--critic-window", 48, "--pairs", tmp_path / "alike").status == 0
     assert "perhaps from some that are held out" in finish("--pairs", tmp_path / "more").error_line
 
 
@@ -128,11 +129,11 @@ def test_another_student_is_not_taken_for_the_one_that_is_being_finished(finish,
 def test_fresh_labels_are_as_frequent_as_among_the_real_images():
     labels = torch.tensor([0] * 9 + [1])
     generator = torch.Generator().manual_seed(0)
-    drawn = RealImages.draw_labels(SimpleNamespace(labels=labels), 2000, 2, generator)
+    drawn = TargetImages.draw_labels(SimpleNamespace(labels=labels), 2000, 2, generator)
     assert drawn.float().mean().item() == pytest.approx(0.1, abs=0.02)
-    drawn = RealImages.draw_labels(SimpleNamespace(labels=None), 2000, 2, generator)
+    drawn = TargetImages.draw_labels(SimpleNamespace(labels=None), 2000, 2, generator)
     assert drawn.float().mean().item() == pytest.approx(0.5, abs=0.04)
-    assert RealImages.draw_labels(SimpleNamespace(labels=labels), 3, 0, generator) is None
+    assert TargetImages.draw_labels(SimpleNamespace(labels=labels), 3, 0, generator) is None
 
 
 def test_every_logit_has_a_hinge_of_its_own_and_every_map_counts_alike():

@@ -66,6 +66,17 @@ def test_a_covariance_without_full_rank_has_a_distance_and_finite_gradients():
     assert missing @ by_covariance @ missing < -100
 
 
+def test_a_feature_that_hardly_varies_has_no_say():
+    """Neither at rest nor almost so, whatever the generator does with it; the others are as without it."""
+    constant, almost = torch.ones(500, 1).double(), 1e-9 * torch.randn(500, 1).double()
+    reference = Reference(torch.cat([REFERENCE, constant, almost], dim=1), 100)
+    features = torch.cat([gaussian_features(400, 1), torch.randn(400, 2).double()], dim=1)
+    distance, by_mean, by_covariance = reference.distance(*moments(features))
+    assert distance.item() == pytest.approx(scaled_by_scipy(features[:, :SIZE]) * SIZE / (SIZE + 2), rel=1e-5)
+    assert by_mean[SIZE:].abs().max() == 0 and by_covariance[SIZE:].abs().max() == 0
+    assert by_covariance.isfinite().all()
+
+
 def running_loss(window, refresh=1):
     return RunningFrechetLoss(SIZE, lambda: REFERENCE, window, refresh)
 
@@ -106,9 +117,11 @@ def test_a_perfect_generator_is_left_alone(windows, monkeypatch):
     """
     monkeypatch.setattr("common.frechet.BOOTSTRAPS", 50)  # of so few features each is worth less
     window, slopes, distances, uncorrected = 24, [], [], []
+    reference = Reference(REFERENCE, num_samples=2 * window)
     for seed in range(200):
         rows = torch.randint(500, (windows * window,), generator=torch.Generator().manual_seed(1000 + seed))
         running = running_loss(window)
+        running.reference = reference  # the same for all, estimated once
         for batch in REFERENCE[rows].split(8):
             running(batch)
             running.update()
