@@ -13,6 +13,7 @@ refused.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,9 +23,11 @@ from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.distillation import USUAL_FEATURE_NETWORK
 from common.errors import UserError
-from common.files import canonical_json, sha256
+from common.files import sha256
 from common.pairs import PairSet
+from common.results import NEEDED_OF_OPINIONS, read_results
 from common.stages import STAGES
+from common.training_state import ADDED_OPTIONS
 
 RECIPE = {
     "--batch-size": 128,
@@ -122,19 +125,20 @@ def require_same_definition(path: Path, name: str, args: argparse.Namespace) -> 
     if abs(flop - args.flop) > (flop - header.get("setup_flop", 0)) / header["step"]:
         raise UserError(f"{path} was trained for {flop:g} FLOP, not {args.flop:g}: {remedy}")
     options = RECIPE | schedule(header["step"]) | {option: losses.get(option) for option in LOSS_OPTIONS}
+    arguments = ADDED_OPTIONS | header["arguments"]
     for option, value in options.items():
-        found = header["arguments"].get(option.removeprefix("--").replace("-", "_"))
+        found = arguments.get(option.removeprefix("--").replace("-", "_"))
         if found != value:
             raise UserError(f"{path} was trained with {option} {found}, not {value}: {remedy}")
     network = sha256(args.feature_network or USUAL_FEATURE_NETWORK) if needs_feature_network(losses) else None
     pairs = PairSet(args.pairs, torch.device("cpu"))
-    for key, value, other in (
-        ("teacher", sha256(args.teacher), "another teacher"),
-        ("feature_network", network, "another feature network"),
-        ("pairs", pairs.header, "other pairs"),
-        ("num_pairs", len(pairs), "more or fewer pairs"),
+    for is_same, other in (
+        (header["teacher"] == sha256(args.teacher), "another teacher"),
+        (header.get("feature_network") == network, "another feature network"),
+        (pairs.are_those_of(header), "other pairs"),
+        (header["num_pairs"] == len(pairs), "more or fewer pairs"),
     ):
-        if canonical_json(header.get(key)) != canonical_json(value):
+        if not is_same:
             raise UserError(f"{path} was trained with {other}: {remedy}")
 
 
@@ -155,10 +159,24 @@ def main() -> None:
     fid = {"--num-samples": args.num_samples, "--seed": args.fid_seed, "--reference": args.reference}
     fid |= {"--reference-name": args.reference_name, "--inception-weights": args.inception_weights}
     run_script(["compute_fid.py", *map(str, models), *as_arguments(fid | {"--output": args.results})])
-    if args.judge:
-        opinion = {"--guide": args.guide, "--judge": args.judge, "--pairs": args.pairs, "--data-dir": args.data_dir}
+    if args.judge and (unjudged := without_opinion([args.teacher, *models], args)):
+        is_teacher_judged = args.teacher not in unjudged
+        opinion = {"--teacher": args.teacher} if is_teacher_judged else {"--guide": args.guide}
+        opinion |= {"--judge": args.judge, "--pairs": args.pairs, "--data-dir": args.data_dir}
         opinion |= {"--num-samples": args.opinion_samples, "--output": args.opinions}
-        run_script(["benchmarks/second_opinion.py", str(args.teacher), *map(str, models), *as_arguments(opinion)])
+        run_script(["benchmarks/second_opinion.py", *map(str, unjudged), *as_arguments(opinion)])
+
+
+def without_opinion(models: Sequence[Path], args: argparse.Namespace) -> list[Path]:
+    """The models of which this judge's opinion is not on record yet, a student's with its error to its teacher."""
+    judge = sha256(args.judge)
+    on_record = {
+        line["checkpoint"]
+        for line in read_results(args.opinions, NEEDED_OF_OPINIONS)
+        if (line["judge"], line["num_samples"]) == (judge, args.opinion_samples)
+        and (line["stage"] == "teacher" or line["held_out_error"] is not None)
+    }
+    return [model for model in models if sha256(model) not in on_record]
 
 
 if __name__ == "__main__":

@@ -3,19 +3,25 @@
 from collections.abc import Sequence
 
 from common.errors import UserError
+from common.files import canonical_json
 from common.lineage import losses_in_words
 from common.results import machines_of, name_of, run_of
 from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 
 TITLE = "## Students by their losses"
-NOTES = """FID, KID, precision and recall as above, of as many samples as the column says. *MSE* is against the
-teacher's images from the same noise, on held-out pairs; *features' FLOP* the training of the networks in the losses,
-once for all students. The last two columns are a second opinion (`benchmarks/second_opinion.py`, {num_samples:,}
-samples, seed {seed}), in the features of a classifier of the same images that is part of no loss: the Fréchet distance
+OPINION = """{described}The last two columns are a second opinion (`benchmarks/second_opinion.py`, {num_samples:,}
+samples, seed {seed}) in the features of a classifier of the same images that is part of no loss: the Fréchet distance
 to the images that were held out from all training ({distance:.3f} for {count:,} of the training images, which the
 classifier has seen), and the share of samples that lie closer to a training image than other training images do
-({closer:.1%} of the held-out images). A finished student is compared by them with the student that it began as."""
+({closer:.1%} of the held-out images). Such a network may rank a guided teacher and its students otherwise than FID: the
+columns are for comparing a finished student with the one that it began as."""
+DESCRIPTIONS = {
+    "FID": "FID and its like are as above, of as many samples as the column says.",
+    "features' FLOP": "*Features' FLOP* are the training of the networks in the losses, once for all students.",
+    "MSE": "*MSE* is against the teacher's images from the same noise, on held-out pairs.",
+}
+"""What is said of a column that there is."""
 HEADER = (
     *("model", "losses", "training FLOP", "features' FLOP", "samples", "FID", "KID x 1000", "precision", "recall"),
     *("MSE", "distance to held-out", "closer than real"),
@@ -25,45 +31,47 @@ SAME = ("checkpoint", "guide", "solver", "num_steps", "guidance_scale", "guidanc
 
 
 def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
-    """`results`: lines of `compute_fid.py`, of which each opinion takes that of the most samples.
+    """`results`: lines of `compute_fid.py`, of which those are shown that compare the most models.
 
-    `opinions`: lines of `benchmarks/second_opinion.py`, at least one. Raises UserError where these, or the FIDs beside
-    them, do not compare.
+    `opinions`: lines of `benchmarks/second_opinion.py`, at least one; of a model that was judged twice the last counts.
+    Raises UserError where they do not compare.
     """
-    measured = [_measured(opinion, results) for opinion in opinions]
-    fids = [result for result in measured if result]
-    for lines, names in ((opinions, ("judge", "num_samples", "seed")), (fids, ("reference", "inception_sha256"))):
-        if len({tuple(line[name] for name in names) for line in lines}) > 1:
-            raise UserError(f"the students' results differ in {' or '.join(names)}: they make no table")
-    first = opinions[0]
-    real = first["real"]
-    notes = NOTES.format(
-        num_samples=first["num_samples"],
-        seed=first["seed"],
+    opinions = list({_way_of(opinion): opinion for opinion in opinions}.values())
+    if len({tuple(line[name] for name in ("judge", "num_samples", "seed")) for line in opinions}) > 1:
+        raise UserError("the second opinions differ in judge, num_samples or seed: they make no table")
+    stages = list(STAGES)
+    opinions.sort(key=lambda opinion: (stages.index(opinion["stage"]), opinion["training_flop"]))
+    measured = _comparable(results, opinions)
+    header, rows = without_empty_columns(
+        HEADER, [_row(opinion, measured.get(_way_of(opinion), {})) for opinion in opinions]
+    )
+    real = opinions[0]["real"]
+    notes = OPINION.format(
+        described="".join(f"{text}\n" for column, text in DESCRIPTIONS.items() if column in header),
+        num_samples=opinions[0]["num_samples"],
+        seed=opinions[0]["seed"],
         distance=real["frechet_distance"],
         count=real["count"],
         closer=real["closer_than_real"],
     )
-    stages = list(STAGES)
-    ordered = sorted(
-        zip(opinions, measured, strict=True),
-        key=lambda pair: (stages.index(pair[0]["stage"]), pair[0]["training_flop"]),
-    )
-    rows = [_row(opinion, result) for opinion, result in ordered]
-    table = markdown_table(*without_empty_columns(HEADER, rows))
-    return f"{TITLE}\n\n{notes}\n\n{table}\n\nThe second opinions were given on: {machines_of(opinions)}."
+    judged_on = f"The second opinions were given on: {machines_of(opinions)}."
+    return f"{TITLE}\n\n{notes}\n\n{markdown_table(header, rows)}\n\n{judged_on}"
 
 
-def _measured(opinion: dict, results: Sequence[dict]) -> dict:
-    same = [
-        result
-        for result in results
-        if all(result[name] == opinion[name] for name in SAME)
-        and result.get("guide_scale", 1.0) == opinion["guide_scale"]
-        and result["classes"] is None
-        and result["fid"] is not None
-    ]
-    return max(same, key=lambda result: result["num_samples"], default={})
+def _way_of(line: dict) -> str:
+    """Which model was run, and how: the same for a result and an opinion."""
+    return canonical_json([line.get("guide_scale", 1.0), *(line[name] for name in SAME)])
+
+
+def _comparable(results: Sequence[dict], opinions: Sequence[dict]) -> dict[str, dict]:
+    """By `_way_of`: results of one protocol and seed, that which has the most of the models, then the most samples."""
+    groups: dict[tuple, dict[str, dict]] = {}
+    for result in results:
+        if result["stage"] and result["fid"] is not None and result["classes"] is None:
+            key = (result["num_samples"], result["reference_sha256"], result["inception_sha256"], result["seed"])
+            groups.setdefault(key, {})[_way_of(result)] = result
+    ways = set(map(_way_of, opinions))
+    return max(groups.items(), key=lambda item: (len(ways & item[1].keys()), item[0][0]), default=((), {}))[1]
 
 
 def _row(opinion: dict, measured: dict) -> tuple[str, ...]:

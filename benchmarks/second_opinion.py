@@ -29,6 +29,7 @@ from common.data import ImageData, images_behind
 from common.device import Precision, describe_machine
 from common.distillation import error_on_pairs
 from common.errors import UserError
+from common.frechet import unit_variance_scale
 from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
 from common.lineage import feature_networks_flop, lineage
@@ -64,16 +65,15 @@ class Judge:
     def __init__(self, network: Classifier, training: ImageData, held_out: ImageData, device: torch.device):
         self.network, self.device = network, device
         features = self._raw_features(training.images)
-        deviation = features.std(dim=0)
-        self.scale = deviation.masked_fill(deviation == 0, 1)
-        self.training = features / self.scale
+        self.scale = unit_variance_scale(features)
+        self.training = features * self.scale
         self.mirrored = self.features(training.images.flip(-1))
         self.held_out = self.features(held_out.images)
         self.held_out_statistics = statistics(self.held_out)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) on the CPU, of uint8 images (N, 3, H, W)."""
-        return self._raw_features(images) / self.scale
+        return self._raw_features(images) * self.scale
 
     @torch.no_grad()
     def _raw_features(self, images: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def main() -> None:
     command_line.refuse_settings_for_students(args, models)
     network, header, judge_sha256 = load_feature_network(args.judge, precision.device)
     pairs = PairSet(args.pairs, precision.device) if args.pairs else None
-    teachers = [*models, *([load_checkpoint(args.teacher)] if args.teacher else [])]
+    teachers = [*models, *([teacher_of(models, args.teacher)] if args.teacher else [])]
     for model in models:
         refuse_what_cannot_be_judged(model, teachers, args.judge, header, judge_sha256)
         if pairs and model.is_student:
@@ -148,6 +148,14 @@ def main() -> None:
     rows.append((f"{len(held_out):,} held-out images", "", f"{real['closer_than_real']:.1%}", ""))
     print(f"{args.num_samples:,} samples, seed {args.seed}; {precision.name}, {describe_machine(precision.device)}")
     print(text_table(("images", "distance to held-out", "closer than real", "MSE to teacher"), rows))
+
+
+def teacher_of(models: Sequence[Checkpoint], path: Path) -> Checkpoint:
+    """Raises UserError for a checkpoint that is not the teacher of any of the models."""
+    teacher = load_checkpoint(path)
+    if all(model.header.get("teacher") != teacher.sha256 for model in models):
+        raise UserError(f"{path} is not the teacher of {' or '.join(str(model.path) for model in models)}")
+    return teacher
 
 
 def refuse_what_cannot_be_judged(

@@ -25,18 +25,8 @@ NEEDED = {
 }
 """What a line must say for the tables and curves."""
 NEEDED_OF_OPINIONS = {
-    *(
-        "stage",
-        "name",
-        "checkpoint",
-        "solver",
-        "num_steps",
-        "training_flop",
-        "training_runs",
-        "num_samples",
-        "seed",
-        "judge",
-    ),
+    *("stage", "name", "checkpoint", "guide", "guide_scale", "solver", "num_steps", "guidance_scale"),
+    *("guidance_interval", "training_flop", "training_runs", "num_samples", "seed", "judge", "machine", "arithmetic"),
     *("frechet_distance", "closer_than_real", "held_out_error", "real", "feature_networks_flop"),
 }
 """The same of `benchmarks/second_opinion.py`."""

@@ -277,7 +277,7 @@ def test_the_settings_that_were_tried_are_shown_best_first():
 
 
 def test_students_are_compared_by_their_losses():
-    """Each with its own result of the most samples, and the teacher first."""
+    """By results of one protocol that there are of all of them, and the teacher first."""
     drawn = {"stage": "one_step", "checkpoint": "1" * 64, "num_steps": 1, "guidance_scale": 1.0}
     guided = {"guide_scale": 1.0}
     pixels = {"loss": "l2", "feature_weight": None, "critic": None, "critic_images": None, "critic_weight": None}
@@ -290,6 +290,7 @@ def test_students_are_compared_by_their_losses():
     teacher = result() | guided | judged | {"held_out_error": None, "training_runs": [], "feature_networks_flop": 0}
     results = [result(), result(**drawn, fid=20.0), result(**drawn, fid=12.5, num_samples=50_000)]
     results.append(result(**drawn | {"checkpoint": "2" * 64}, fid=11.0, num_samples=50_000))
+    results += [result(**drawn, fid=8.0, reference_sha256="d" * 64), result(**drawn, fid=7.0, seed=5)]
     results.append(result(**drawn, fid=None, num_samples=60_000))
     results.append(result(**drawn, fid=9.0, classes=["cat"], num_samples=70_000))
 
@@ -298,11 +299,13 @@ def test_students_are_compared_by_their_losses():
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     assert "recall" not in header and "MSE" in header  # measured of nobody; of one
     assert [row["model"].split(",")[0] for row in rows] == ["teacher", "one-step student"]
-    assert rows[1]["FID"] == "12.50" and rows[1]["samples"] == "50,000" and rows[1]["MSE"] == "0.0213"
+    assert rows[1]["FID"] == "20.00" and rows[1]["samples"] == "10,000" and rows[1]["MSE"] == "0.0213"
     assert rows[1]["losses"] == "l2; then pseudo-huber + 0.2 features + 0.01 frechet (real images)"
     assert rows[1]["closer than real"] == "41.0%" and "(45.0% of the" in section
-    for line in (student | {"seed": 1}, teacher | {"judge": "f" * 64}):
+    again = losses_section(results, [student, teacher, student | {"held_out_error": 0.02, "arithmetic": "bf16"}])
+    assert again.count("one-step student") == 1 and "0.0200" in again and "0.0213" not in again
+    alone = losses_section([line for line in results if line["stage"] != "teacher"], [student])
+    assert "| 50,000 | 12.50 |" in alone
+    for line in (student | {"seed": 1, "checkpoint": "3" * 64}, teacher | {"judge": "f" * 64, "checkpoint": "3" * 64}):
         with pytest.raises(UserError, match="make no table"):
             losses_section(results, [student, teacher, line])
-    with pytest.raises(UserError, match="make no table"):
-        losses_section([*results, result(reference="other", num_samples=80_000)], [student, teacher])

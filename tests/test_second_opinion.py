@@ -81,7 +81,7 @@ def test_the_opinion_is_of_the_samples_and_the_held_out_images(second_opinion, j
             network.summary(to_float(images))
             for images in (samples, held_out.images, training.images, training.images.flip(-1))
         )
-    scale = known.std(dim=0)
+    scale = known.std(dim=0, correction=0)
     ours, theirs, known, mirrored = (features / scale for features in (ours, theirs, known, mirrored))
     line = json.loads((tmp_path / "opinions.jsonl").read_text())
     assert line["frechet_distance"] == pytest.approx(frechet_distance(ours, theirs), rel=1e-3)
@@ -149,6 +149,7 @@ def test_who_cannot_judge_is_refused(second_opinion, run_script, judge, teacher,
     assert "was trained to please" in second_opinion(teacher, first).error_line
     assert "was trained to please" in second_opinion(teacher, second).error_line
     assert "or give it as --teacher" in second_opinion(second).error_line
+    assert "is not the teacher of" in second_opinion(second, "--teacher", other).error_line
 
     (tmp_path / "opinions.jsonl").write_text("?\n")
     assert "line 1 of" in second_opinion(teacher, "--num-samples", 40).error_line
