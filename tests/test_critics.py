@@ -163,10 +163,10 @@ def test_the_critic_has_the_hinge_loss_of_its_logits(network):
 def test_a_discriminator_learns_to_tell(network):
     """Dark images from bright ones: what it says of both drifts apart, and its gradient makes dark ones brighter."""
     torch.manual_seed(0)
-    dark, bright = torch.rand(2, 32, 3, 32, 32) * 0.5
+    dark, bright = torch.rand(2, 8, 3, 32, 32) * 0.5
     dark = (dark - 0.9).requires_grad_()
-    real = SimpleNamespace(count=32, gather=lambda indices: bright[indices])
-    critic = AdversarialCritic(network.requires_grad_(False), real, 32, seed=0, flips=True)
+    real = SimpleNamespace(count=8, gather=lambda indices: bright[indices])
+    critic = AdversarialCritic(network.requires_grad_(False), real, 8, seed=0, flips=True)
     before = critic(dark, None, None).item()
     for step in range(60):
         critic(dark, None, None)

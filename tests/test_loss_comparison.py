@@ -14,13 +14,14 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 
 SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8)
-FLOP = 1e11
+FLOP = 2.5e10
 
 
 @pytest.fixture
 def compare(run_script, image_folder, random_inception, monkeypatch, tmp_path):
     """compare(stage script, losses ...): the lines of FID, those of the second opinion, and what was run for them."""
     monkeypatch.setitem(presets.NETWORKS, "tiny", SMALL_CONFIG)
+    monkeypatch.setitem(RECIPE, "--batch-size", 32)
     monkeypatch.chdir(tmp_path)
     data = ("--data", "folder", "--data-dir", image_folder, "--val-fraction", 0.25)
     teacher, pairs = ("--teacher", "teacher/teacher.safetensors"), ("--pairs", "pairs")
@@ -76,7 +77,7 @@ def test_losses_are_compared_from_one_start_at_equal_flop_and_only_once(compare,
     assert [line["checkpoint"] for line in opinions[1:]] == [line["checkpoint"] for line in results]
     assert opinions[0]["stage"] == "teacher"
     finish = load_checkpoint(next(tmp_path.glob("checkpoints/loss_comparison/*/pixels_Frechet/*.safetensors"))).header
-    assert finish["arguments"]["learning_rate"] == 2e-4 and finish["arguments"]["batch_size"] == 128
+    assert finish["arguments"]["learning_rate"] == 2e-4 and finish["arguments"]["batch_size"] == 32
     assert finish["setup_flop"] > 0
 
     again, opinions_again, commands = compare("distill_student.py", *names)
