@@ -110,8 +110,13 @@ def machines_of(group: Sequence[dict]) -> str:
 
 
 def table_of(group: Sequence[dict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A header, and a row for each result. What was measured of none has no column; of some, empty cells."""
-    return without_empty_columns(COLUMNS, [[show(result) for show in COLUMNS.values()] for result in group])
+    """A header, and a row for each result. What was measured of none has no column; of some, empty cells.
+
+    Nor have times, where the results are of several machines or arithmetics: they would not compare.
+    """
+    one_machine = len({(result["machine"], result["arithmetic"]) for result in group}) == 1
+    columns = {title: show for title, show in COLUMNS.items() if one_machine or title != TIME_COLUMN}
+    return without_empty_columns(columns, [[show(result) for show in columns.values()] for result in group])
 
 
 def milliseconds_per_image(result: dict) -> float | None:
@@ -125,12 +130,13 @@ def _number(value: float | None, digits: int, scale: float = 1) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
 
 
+TIME_COLUMN = "ms an image"
 COLUMNS: dict[str, Callable[[dict], str]] = {
     "model": name_of,
     "training FLOP": lambda result: f"{result['training_flop']:.3g}" if result["training_flop"] else "",
     "run": run_of,
     "NFE": lambda result: f"{result['nfe']:g}" if result["nfe"] else "",
-    "ms an image": lambda result: _number(milliseconds_per_image(result), 1),
+    TIME_COLUMN: lambda result: _number(milliseconds_per_image(result), 1),
     "FID": lambda result: _number(result["fid"], 2),
     "KID x 1000": lambda result: _number(result["kid"], 2, scale=1000),
     "precision": lambda result: _number(result["precision"], 3),

@@ -17,6 +17,7 @@ from conftest import ROOT, SMALL_CONFIG
 from common import presets
 from common.checkpoint import load_header
 from common.classifier import ClassifierConfig
+from common.lineage import lineage
 from common.presets import classifier_of, network_of
 from common.stages import FEATURE_NETWORK, STAGES
 from common.unet import UNetConfig, without_retired_options
@@ -135,9 +136,16 @@ def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkey
             monkeypatch.setattr(sys, "argv", [script, *arguments])
             commands.append((script, runpy.run_path(str(ROOT / script))["parse_args"]()))
     for path in folder.rglob("*.safetensors"):
-        header = load_header(path)
-        script = STAGES[header["stage"]].script if header["stage"] in STAGES else "feature_network.py"
-        assert any(script == name and made_by(header, args) for name, args in commands), path.name
+        for header in lineage(load_header(path)):
+            script = script_behind(header)
+            assert any(script == name and made_by(header, args) for name, args in commands), (path.name, script)
+
+
+def script_behind(header: dict) -> str:
+    """Which script has trained a checkpoint."""
+    if header["stage"] == FEATURE_NETWORK:
+        return "feature_network.py"
+    return "finish_student.py" if "critic" in header["arguments"] else STAGES[header["stage"]].script
 
 
 def made_by(header: dict, args: argparse.Namespace) -> bool:

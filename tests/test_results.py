@@ -117,6 +117,8 @@ def test_classes_stand_apart_and_kid_alone_is_not_drawn():
 
 
 def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
+    header, _ = table_of([result(drawing_seconds=25.0), result(drawing_seconds=5.0, machine="another")])
+    assert "ms an image" not in header and "FID" in header
     header, (row,) = table_of([result(drawing_seconds=25.0)])
     shown = dict(zip(header, row, strict=True))
     assert shown["FID"] == "31.46" and shown["KID x 1000"] == "12.30" and shown["precision"] == "0.654"
