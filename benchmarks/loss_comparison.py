@@ -53,6 +53,7 @@ LOSSES = {
     "features, adversarial": FEATURES | ADVERSARIAL | REAL,
     "features, score": FEATURES | SCORE | TEACHERS,
 }
+OPINION_SEED = 0
 LOSS_OPTIONS = list(dict.fromkeys(option for losses in LOSSES.values() for option in losses))
 
 
@@ -163,7 +164,7 @@ def main() -> None:
         is_teacher_judged = args.teacher not in unjudged
         opinion = {"--teacher": args.teacher} if is_teacher_judged else {"--guide": args.guide}
         opinion |= {"--judge": args.judge, "--pairs": args.pairs, "--data-dir": args.data_dir}
-        opinion |= {"--num-samples": args.opinion_samples, "--output": args.opinions}
+        opinion |= {"--num-samples": args.opinion_samples, "--seed": OPINION_SEED, "--output": args.opinions}
         run_script(["benchmarks/second_opinion.py", *map(str, unjudged), *as_arguments(opinion)])
 
 
@@ -173,7 +174,7 @@ def without_opinion(models: Sequence[Path], args: argparse.Namespace) -> list[Pa
     on_record = {
         line["checkpoint"]
         for line in read_results(args.opinions, NEEDED_OF_OPINIONS)
-        if (line["judge"], line["num_samples"]) == (judge, args.opinion_samples)
+        if (line["judge"], line["num_samples"], line["seed"]) == (judge, args.opinion_samples, OPINION_SEED)
         and (line["stage"] == "teacher" or line["held_out_error"] is not None)
     }
     return [model for model in models if sha256(model) not in on_record]

@@ -9,7 +9,6 @@ import torch
 
 from common.errors import UserError
 from common.files import read_tensor_file
-from common.optimisation import MUON_MOMENTUM
 from common.training_arguments import Recipe
 
 RECIPE_OPTIONS = {field.name for field in fields(Recipe)}
@@ -47,7 +46,7 @@ def compact(state: dict) -> dict:
     return {**state, "model": weights, "averages": {}, "optimizer": None, "critic": None}
 
 
-ADDED_OPTIONS = {"muon_momentum": MUON_MOMENTUM}
+ADDED_OPTIONS = {"muon_momentum": 0.95}
 """Options that earlier versions did not have, with the value that they trained with."""
 
 
