@@ -104,7 +104,7 @@ def main() -> None:
             print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
 
     for group in comparable_groups(results):
-        print(f"\n{group_title(group)}\n{text_table(*table_of(group))}")
+        print(f"\n{group_title(group)}\n{text_table(*table_of(group, with_times=True))}")
     if args.sweep:
         figure = args.figure or FIGURE
         write_bytes(figure, fid_curve(comparable_groups(results)[0]))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from benchmarks.cost_section import NEEDED_OF_COST, cost_section
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
 from benchmarks.losses_section import losses_section
 from benchmarks.search_page import CHOOSING_SEED
@@ -63,6 +64,9 @@ def main() -> None:
 
     table = headline(current, files)  # which may refuse: before anything is written
     sections = [INTRODUCTION, shipped_section(shipped)]
+    models = [checkpoint.sha256 for checkpoint in shipped if not is_guide(checkpoint)]
+    if cost := cost_section(read_results(ROOT / "docs" / "cost.jsonl", NEEDED_OF_COST), models):
+        sections.append(cost)
     sections += [group_section(group, files) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
     if tried := read_results(ROOT / "docs" / "guidance.jsonl", NEEDED_OF_GUIDED):

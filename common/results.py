@@ -109,13 +109,14 @@ def machines_of(group: Sequence[dict]) -> str:
     return "; ".join(sorted({f"{result['machine']}, {result['arithmetic']}" for result in group}))
 
 
-def table_of(group: Sequence[dict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table_of(group: Sequence[dict], with_times: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A header, and a row for each result. What was measured of none has no column; of some, empty cells.
 
-    Nor have times, where the results are of several machines or arithmetics: they would not compare.
+    `with_times`: also how long an image took, where all results are of one machine and arithmetic: others would not
+    compare. What else the machine did meanwhile is not on record (`benchmarks/model_cost.py` is for that).
     """
-    one_machine = len({(result["machine"], result["arithmetic"]) for result in group}) == 1
-    columns = {title: show for title, show in COLUMNS.items() if one_machine or title != TIME_COLUMN}
+    with_times &= len({(result["machine"], result["arithmetic"]) for result in group}) == 1
+    columns = {title: show for title, show in COLUMNS.items() if with_times or title != TIME_COLUMN}
     return without_empty_columns(columns, [[show(result) for show in columns.values()] for result in group])
 
 

@@ -1,12 +1,15 @@
 """The measurements that are not tested with what they measure run, and print what they promise."""
 
+import json
 import platform
 
 import pytest
 import torch
 from conftest import random_network
 
+from benchmarks.cost_section import cost_section
 from common.noise import sample_noise
+from common.unet import count_forward_flop
 
 
 def test_sampling_is_measured_by_batch_size(run_script):
@@ -65,3 +68,23 @@ def test_mirrored_pairs_are_measured_against_the_teacher_s_own(run_script, make_
     error = (mirrored.flip(-1) - image).square().mean().item()
     between, of_both = (float(line[45:].split()[0]) for line in result.out.splitlines()[2:])
     assert (between, of_both) == pytest.approx((error, error / 4), abs=1e-4) and error > 0.01
+
+
+def test_what_a_model_costs_is_measured_and_shown(run_script, make_teacher, tmp_path):
+    """Of a teacher without guidance, whose FLOP are those of its calls; hours are FLOP over the rate in the line."""
+    output = tmp_path / "cost.jsonl"
+    arguments = ("--preset", "tiny", "--steps", 10, "--solver", "euler", "--num-steps", 3, "--guidance-scale", 1)
+    result = run_script("benchmarks/model_cost.py", make_teacher(), *arguments, "--output", output)
+    assert result.status == 0, result.err
+    (line,) = map(json.loads, output.read_text().splitlines())
+    assert line["nfe"] == 3 and line["flop_per_image"] == 3 * count_forward_flop(random_network())
+    assert line["milliseconds_alone"] > line["milliseconds_in_a_batch"] > 0 and line["training_flop_per_second"] > 1e8
+
+    line |= {"training_flop": 7.2e12, "training_flop_per_second": 1e9, "milliseconds_alone": 12.34}
+    section = cost_section([line], [line["checkpoint"]])
+    assert "at the 1 GFLOP/s of training" in section and "preset `tiny`" in section
+    row = section.splitlines()[-1]
+    assert "| euler 3 | 3 |" in row and "| 12.3 |" in row and row.endswith("| 2.0 |")
+    elsewhere = line | {"machine": "another", "milliseconds_alone": 1.0}
+    assert "| 1.0 |" in cost_section([line, elsewhere], [line["checkpoint"]])
+    assert cost_section([line, elsewhere | {"checkpoint": "a"}], [line["checkpoint"], "a"]) is None
