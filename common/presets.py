@@ -46,12 +46,12 @@ TEACHER_RECIPES = {
     ),
     # Larger batches, to fill a GPU, and forty times the arithmetic. Neither is measured.
     "base": Recipe(
-        batch_size=128,
+        batch_size=512,
         learning_rate=2e-3,
         warmup_steps=1000,
-        steps=200_000,
-        decay_steps=80_000,
-        ema_decay=0.9998,
+        steps=50_000,
+        decay_steps=20_000,
+        ema_decay=0.9995,
         optimizer="muon",
     ),
 }
@@ -72,12 +72,12 @@ STUDENT_RECIPES = {
     ),
     # For 100,000 pairs. Not measured.
     "base": Recipe(
-        batch_size=128,
+        batch_size=512,
         learning_rate=1e-3,
         warmup_steps=500,
-        steps=200_000,
-        decay_steps=50_000,
-        ema_decay=0.9995,
+        steps=50_000,
+        decay_steps=12_500,
+        ema_decay=0.999,
         optimizer="muon",
     ),
 }
