@@ -1,14 +1,17 @@
-"""What models cost: the time and the arithmetic of an image, and the hours that their training takes.
+"""What models cost: the time and the arithmetic of an image, and the hours that their training would take here.
 
     python -m benchmarks.model_cost checkpoints/pretrained/{teacher,four_step,student}.safetensors \\
         --output docs/cost.jsonl
 
-Images are drawn as `sample.py` draws them, one alone and a batch, after a warm-up. The hours are computed: a model's
-training FLOP over the rate at which `teacher_rectified_flow.py` trains the preset's network here, measured in the same
-run. Run it on a machine that does nothing else; `make results` shows the last line of each model.
+Images are drawn as `sample.py` draws them, one alone and a batch. The hours are computed: a model's training FLOP over
+the rate at which `teacher_rectified_flow.py` trains the models' network, measured in the same run. Run it on a machine
+that does nothing else; `make results` shows the last line that is of all the shipped models.
 """
 
 import argparse
+import statistics
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,22 +20,26 @@ from benchmarks.cost_section import NEEDED_OF_COST, cost_table
 from benchmarks.training_rate import training_rate
 from common import command_line
 from common.checkpoint import Checkpoint, code_version
-from common.comparison import draw_column
 from common.device import Precision, describe_machine
+from common.errors import UserError
 from common.noise import BLOCK_SIZE
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.results import append_result, read_results
-from common.sampling import SamplingSettings, draw_blocks
+from common.sampling import Generated, SamplingSettings, draw_blocks
+from common.solvers import FIXED_STEP_SOLVERS
 from common.unet import count_forward_flop
 
 
 def parse_args() -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--preset", choices=NETWORKS, default="cpu", help="that the models' network is of")
-    parser.add_argument("--steps", type=command_line.COUNT, default=50, help="of training, after 20 to warm up")
-    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
-    command_line.add_sampling_arguments(parser)
+    parser.add_argument("--preset", choices=NETWORKS, default="cpu", help="whose network the models have")
+    parser.add_argument(
+        "--steps", type=command_line.bounded(int, low=10), default=50, help="of training, after 20 to warm up"
+    )
+    parser.add_argument("--repeats", type=command_line.COUNT, default=15, help="times that images are drawn")
+    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append the result as a JSON line")
+    command_line.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
 
@@ -42,53 +49,75 @@ def main() -> None:
     precision = command_line.sampling_precision(args)
     if args.output:
         read_results(args.output, NEEDED_OF_COST)  # a damaged file is found now
-    models = [command_line.load_guided(path, args, precision.device) for path in args.models]
-    command_line.refuse_settings_for_students(args, models)
+    checkpoints = [command_line.load_guided(path, args, precision.device) for path in args.models]
+    command_line.refuse_settings_for_students(args, checkpoints)
+    for checkpoint in checkpoints:
+        config = checkpoint.model.config
+        if config != replace(NETWORKS[args.preset], num_classes=config.num_classes):
+            raise UserError(f"{checkpoint.path} has not the network of preset {args.preset}: give another --preset")
+
     recipe = TEACHER_RECIPES[args.preset]
     training_flop_per_second, _ = training_rate(args, recipe.batch_size, recipe.optimizer, compiled=False)
-    circumstances = {
+    models = []
+    for checkpoint in checkpoints:
+        settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
+        image = cost_of_an_image(checkpoint, settings, precision, args.repeats)
+        models.append(what_is_known_of(checkpoint, settings) | image)
+    result = {
+        "models": models,
         "preset": args.preset,
         "training_flop_per_second": training_flop_per_second,
+        "batch_size": BLOCK_SIZE,
+        "repeats": args.repeats,
         "machine": describe_machine(precision.device),
         "arithmetic": precision.name,
         "versions": {"code": code_version(), "torch": torch.__version__},
     }
-    results = []
-    for model in models:
-        settings = command_line.sampling_settings(args, model, model.settings)
-        results.append(what_is_known_of(model, settings) | cost_of_an_image(model, settings, precision) | circumstances)
-        if args.output:
-            append_result(args.output, results[-1], NEEDED_OF_COST)
-    print(cost_table(results))
+    if args.output:
+        append_result(args.output, result, NEEDED_OF_COST)
+    print(cost_table(result))
 
 
-def what_is_known_of(model: Checkpoint, settings: SamplingSettings) -> dict:
+def what_is_known_of(checkpoint: Checkpoint, settings: SamplingSettings) -> dict:
     return {
-        "name": model.path.name,
-        "stage": model.stage,
-        "checkpoint": model.sha256,
-        "guide": model.guide.sha256 if model.guide else None,
+        "name": checkpoint.path.name,
+        "stage": checkpoint.stage,
+        "checkpoint": checkpoint.sha256,
+        "guide": checkpoint.guide.sha256 if checkpoint.guide else None,
         **settings.to_dict(),
-        "training_flop": model.header["training_flop"],
+        "training_flop": checkpoint.header["training_flop"],
     }
 
 
-def cost_of_an_image(model: Checkpoint, settings: SamplingSettings, precision: Precision) -> dict:
-    """Network calls, their FLOP, and milliseconds: of one image alone, and of each in a batch as samplers draw it."""
-    classes = command_line.chosen_classes(None, model)
-    drawn = next(draw_blocks(model.model, 0, 0, 1, classes, settings, precision=precision, guide=model.guide_model))
-    flop = (drawn.network_calls - drawn.guide_calls) * count_forward_flop(model.model)
-    if model.guide:
-        flop += drawn.guide_calls * count_forward_flop(model.guide.model)
-    alone, in_a_batch = (
-        1000 * draw_column(model, settings, 0, count, classes, precision).seconds_per_image for count in (1, BLOCK_SIZE)
-    )
+def cost_of_an_image(
+    checkpoint: Checkpoint, settings: SamplingSettings, precision: Precision, repeats: int
+) -> dict[str, float]:
+    """Network calls, their FLOP, and milliseconds: of an image alone, and of each in a batch as samplers draw it."""
+    classes = command_line.chosen_classes(None, checkpoint)
+
+    def drawn(count: int) -> Generated:
+        blocks = draw_blocks(
+            checkpoint.model, 0, 0, count, classes, settings, precision=precision, guide=checkpoint.guide_model
+        )
+        return next(blocks)
+
+    def milliseconds(count: int) -> float:
+        times = []
+        for _ in range(repeats + 1):  # the first warms up
+            start = time.perf_counter()
+            drawn(count).images.cpu()  # waits for a GPU to finish
+            times.append(1000 * (time.perf_counter() - start) / count)
+        return statistics.median(times[1:])
+
+    image = drawn(1)
+    flop = (image.network_calls - image.guide_calls) * count_forward_flop(checkpoint.model)
+    if checkpoint.guide:
+        flop += image.guide_calls * count_forward_flop(checkpoint.guide.model)
     return {
-        "nfe": drawn.network_calls,
+        "nfe": image.network_calls,
         "flop_per_image": flop,
-        "milliseconds_alone": alone,
-        "milliseconds_in_a_batch": in_a_batch,
-        "batch_size": BLOCK_SIZE,
+        "milliseconds_alone": milliseconds(1),
+        "milliseconds_in_a_batch": milliseconds(BLOCK_SIZE),
     }
 
 

@@ -64,9 +64,8 @@ def main() -> None:
 
     table = headline(current, files)  # which may refuse: before anything is written
     sections = [INTRODUCTION, shipped_section(shipped)]
-    models = [checkpoint.sha256 for checkpoint in shipped if not is_guide(checkpoint)]
-    if cost := cost_section(read_results(ROOT / "docs" / "cost.jsonl", NEEDED_OF_COST), models):
-        sections.append(cost)
+    costs = read_results(ROOT / "docs" / "cost.jsonl", NEEDED_OF_COST)
+    sections += cost_section(costs, [checkpoint.sha256 for checkpoint in shipped if not is_guide(checkpoint)])
     sections += [group_section(group, files) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
     if tried := read_results(ROOT / "docs" / "guidance.jsonl", NEEDED_OF_GUIDED):
@@ -85,15 +84,16 @@ def main() -> None:
 INTRODUCTION = """# Results
 
 Written by `make results` from [results.jsonl](results.jsonl), which holds a JSON line for each measurement with all
-that is needed to repeat it. FID falls as the number of samples rises, and depends on the reference: figures compare
-within a table, not across tables. KID is the mean over 100 subsets of 1,000; precision and recall are for k = 3 and
-10,000 images of each side, or as many as there are samples. *JPEG CIFAR-10* is the 50,000 training images as JPEG
-files (quality 75, 4:2:0 chroma): figures against it are not those of the published protocol, which takes the
-originals. In the commands, FOLDER is the folder of these files, and STATISTICS.npz the mean and covariance of their
-features, as `compute_fid.py --reference FOLDER` leaves them in data/features/*/statistics.npz: they give FID alone.
-CFG is classifier-free guidance; autoguidance is by the guide, a weaker network. Settings were chosen by seed 1000,
-which favours what they were chosen for: fresh seeds may score a little worse. Tables that begin with *Not shipped* are
-of earlier models, and of what came on the way to the shipped ones."""
+that is needed to repeat it, and from the other files of lines that its sections name. FID falls as the number of
+samples rises, and depends on the reference: figures compare within a table, not across tables. KID is the mean over 100
+subsets of 1,000; precision and recall are for k = 3 and 10,000 images of each side, or as many as there are samples.
+*JPEG CIFAR-10* is the 50,000 training images as JPEG files (quality 75, 4:2:0 chroma): figures against it are not those
+of the published protocol, which takes the originals. In the commands, FOLDER is the folder of these files, and
+STATISTICS.npz the mean and covariance of their features, as `compute_fid.py --reference FOLDER` leaves them in
+data/features/*/statistics.npz: they give FID alone. CFG is classifier-free guidance; autoguidance is by the guide, a
+weaker network. Settings were chosen by seed 1000, which favours what they were chosen for: fresh seeds may score a
+little worse. Tables that begin with *Not shipped* are of earlier models, and of what came on the way to the shipped
+ones."""
 
 
 def is_guide(checkpoint: Checkpoint) -> bool:
@@ -174,7 +174,8 @@ def group_section(group: Sequence[dict], files: dict[str, str]) -> str:
     group = in_reading_order(group)
     commands = "\n".join(commands_of(group, files))
     sizes = " or ".join(str(size) for size in sorted({result["batch_size"] for result in group}))
-    measured_on = f"Measured on: {machines_of(group)}, in batches of {sizes}. The commands:"
+    versions = " or ".join(sorted({result["versions"].get("torch", "unknown") for result in group}))
+    measured_on = f"Measured on: {machines_of(group)}, in batches of {sizes}, by PyTorch {versions}. The commands:"
     paragraphs = [f"## {group_title(group)}", results_table(group), *spread_over_seeds(group), measured_on]
     return "\n\n".join([*paragraphs, f"```bash\n{commands}\n```"])
 
@@ -245,7 +246,9 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
         groups = [in_reading_order(group) for group in comparable_groups(measured)]
         curves = [group for group in groups if len(places(group, axis)) > 2]
         if curves:
-            group = max(curves, key=lambda group: len(places(group, axis)))
+            group = max(
+                curves, key=lambda group: (len({result["stage"] for result in group}), len(places(group, axis)))
+            )
             write_bytes(out / FIGURES[axis], fid_curve(group, axis))
             picture = f"![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})"
             notes = "Each teacher is autoguided by a guide of its own, whose FLOP are not counted. "

@@ -21,7 +21,7 @@ NEEDED = {
     *("name", "stage", "checkpoint", "guide", "guide_scale", "solver", "num_steps", "guidance_scale"),
     *("guidance_interval", "seed", "nfe", "classes", "batch_size", "device", "arithmetic", "machine"),
     *("fid", "kid", "precision", "recall", "training_flop", "drawing_seconds", "training_runs", "init_sha256"),
-    *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256"),
+    *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256", "versions"),
 }
 """What a line must say for the tables and curves."""
 NEEDED_OF_OPINIONS = {

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from conftest import random_network
 
 from benchmarks.cost_section import cost_section
 from common.noise import sample_noise
-from common.unet import count_forward_flop
+from common.presets import NETWORKS
+from common.unet import UNet, count_forward_flop
 
 
 def test_sampling_is_measured_by_batch_size(run_script):
@@ -70,21 +72,34 @@ def test_mirrored_pairs_are_measured_against_the_teacher_s_own(run_script, make_
     assert (between, of_both) == pytest.approx((error, error / 4), abs=1e-4) and error > 0.01
 
 
-def test_what_a_model_costs_is_measured_and_shown(run_script, make_teacher, tmp_path):
-    """Of a teacher without guidance, whose FLOP are those of its calls; hours are FLOP over the rate in the line."""
-    output = tmp_path / "cost.jsonl"
-    arguments = ("--preset", "tiny", "--steps", 10, "--solver", "euler", "--num-steps", 3, "--guidance-scale", 1)
-    result = run_script("benchmarks/model_cost.py", make_teacher(), *arguments, "--output", output)
+def test_what_a_model_costs_is_measured(run_script, make_teacher, tmp_path):
+    """Of a guided teacher, whose guide, of another size, is asked in two of three steps; another network is refused."""
+    network = replace(NETWORKS["tiny"], num_classes=10)
+    teacher, guide, output = make_teacher(config=network), make_teacher(seed=1), tmp_path / "cost.jsonl"
+    guidance = ("--guide", guide, "--guide-scale", 2, "--guidance-interval", 0.3, 1)
+    arguments = ("--preset", "tiny", "--steps", 10, "--repeats", 3, "--solver", "euler", "--num-steps", 3, *guidance)
+    result = run_script("benchmarks/model_cost.py", teacher, *arguments, "--output", output)
     assert result.status == 0, result.err
-    (line,) = map(json.loads, output.read_text().splitlines())
-    assert line["nfe"] == 3 and line["flop_per_image"] == 3 * count_forward_flop(random_network())
-    assert line["milliseconds_alone"] > line["milliseconds_in_a_batch"] > 0 and line["training_flop_per_second"] > 1e8
+    (cost,) = map(json.loads, output.read_text().splitlines())
+    (model,) = cost["models"]
+    expected = 3 * count_forward_flop(UNet(network)) + 2 * count_forward_flop(random_network())
+    assert model["nfe"] == 5 and model["flop_per_image"] == expected
+    assert model["milliseconds_alone"] > model["milliseconds_in_a_batch"] > 0
+    assert cost["training_flop_per_second"] > 1e8
 
-    line |= {"training_flop": 7.2e12, "training_flop_per_second": 1e9, "milliseconds_alone": 12.34}
-    section = cost_section([line], [line["checkpoint"]])
-    assert "at the 1 GFLOP/s of training" in section and "preset `tiny`" in section
-    row = section.splitlines()[-1]
-    assert "| euler 3 | 3 |" in row and "| 12.3 |" in row and row.endswith("| 2.0 |")
-    elsewhere = line | {"machine": "another", "milliseconds_alone": 1.0}
-    assert "| 1.0 |" in cost_section([line, elsewhere], [line["checkpoint"]])
-    assert cost_section([line, elsewhere | {"checkpoint": "a"}], [line["checkpoint"], "a"]) is None
+    refused = run_script("benchmarks/model_cost.py", guide, "--preset", "tiny")
+    assert refused.status == 2 and "has not the network of preset tiny" in refused.err
+
+
+def test_what_the_shipped_models_cost_is_shown_by_the_last_line_that_is_of_all():
+    model = {"name": "a", "stage": "one_step", "checkpoint": "a", "solver": "euler", "num_steps": 1, "nfe": 1}
+    model |= {"guidance_scale": 1.0, "guidance_interval": [0.1, 0.8], "training_flop": 7.2e12, "flop_per_image": 6e8}
+    model |= {"milliseconds_alone": 12.34, "milliseconds_in_a_batch": 6.0}
+    cost = {"models": [model], "preset": "tiny", "training_flop_per_second": 1e9, "batch_size": 64, "repeats": 5}
+    cost |= {"machine": "some machine", "arithmetic": "fp32", "versions": {"torch": "2"}}
+    faster = cost | {"training_flop_per_second": 2e9}
+    of_another = cost | {"models": [model | {"checkpoint": "b"}]}
+    (section,) = cost_section([cost, faster, of_another], ["a"])
+    assert "at the 2 GFLOP/s at which" in section and "some machine, fp32" in section
+    assert section.splitlines()[-1].endswith("| 1 | 0.60 | 12.3 | 6.0 | 1.0 |")
+    assert cost_section([cost], ["a", "b"]) == []
