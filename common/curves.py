@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from statistics import fmean
 
 from common.files import canonical_json
 from common.lineage import losses_in_words
@@ -19,7 +20,8 @@ Points = list[tuple[float, float]]
 def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
     """The lines of `fid_curve` by their labels, each of a model or a way of running it: points (`axis`, FID).
 
-    Over training FLOP, a way of running that only one model was measured by says nothing and is left out.
+    FID is the mean over sampling seeds, but over the last run's FLOP, where a line is of one seed. Over training
+    FLOP, a way of running that only one model was measured by says nothing and is left out.
     """
     if axis == "last_run_flop":
         return _finishing_series(group)
@@ -29,12 +31,15 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
     for result in group:
         if result["fid"] is None:  # KID alone was asked for
             continue
-        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide_scale", "seed", *constant)
+        names = ("stage", "solver", "guidance_scale", "guidance_interval", "guide_scale", *constant)
         key = tuple(result[name] for name in names)
         series.setdefault(canonical_json(key), []).append(result)
     labelled: dict[str, Points] = {}
     for results in series.values():
-        points = sorted((result[axis], result["fid"]) for result in results)
+        fids: dict[float, list[float]] = {}
+        for result in results:
+            fids.setdefault(result[axis], []).append(result["fid"])
+        points = sorted((place, fmean(values)) for place, values in fids.items())
         if axis == "nfe" or len(points) > 1:
             _add_labelled(labelled, _series_label(results, axis), points)
     return labelled
@@ -65,8 +70,10 @@ def _protocol_key(result: dict, checkpoint: str | None) -> str:
 
 def _add_labelled(labelled: dict[str, Points], label: str, points: Points) -> None:
     """Adds a line, by a label of its own."""
-    same = sum(other.partition(" [")[0] == label for other in labelled)  # of two students, say
-    labelled[f"{label} [{same + 1}]" if same else label] = points
+    unique, number = label, 2
+    while unique in labelled:  # of two students, say
+        unique, number = f"{label} [{number}]", number + 1
+    labelled[unique] = points
 
 
 def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:

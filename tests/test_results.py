@@ -167,6 +167,12 @@ def test_a_curve_has_a_line_for_each_model_or_way_of_running_it():
         "one-step student": [(1, 30.0)],
         "one-step student [2]": [(1, 30.0)],
     }
+    again = [result(nfe=7, num_steps=4, fid=24.0, seed=1), result(nfe=7, num_steps=4, fid=26.0, checkpoint="i" * 64)]
+    seeds = curve_series([*group, *again])
+    assert seeds[f"teacher, euler, {guided}"] == [(1, 90.0), (7, 22.0)]  # the mean of two seeds
+    assert seeds[f"teacher, euler 4, {guided}"] == [(7, 26.0)]
+    once, twice = (result(checkpoint=letter * 64) for letter in "ab")
+    assert list(curve_series([once, twice])) == [f"teacher, euler 4, {guided}", f"teacher, euler 4, {guided} [2]"]
     longer = result(checkpoint="h" * 64, training_flop=2e15, nfe=7, num_steps=4, fid=15.0)
     assert curve_series([*group, longer], "training_flop") == {
         f"teacher, euler 4, {guided}": [(1e15, 20.0), (2e15, 15.0)]
