@@ -24,6 +24,7 @@ from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, 
 from common.distillation import USUAL_FEATURE_NETWORK
 from common.errors import UserError
 from common.files import sha256
+from common.lineage import feature_networks
 from common.pairs import PairSet
 from common.results import NEEDED_OF_OPINIONS, read_results
 from common.stages import STAGES
@@ -131,11 +132,11 @@ def require_same_definition(path: Path, name: str, args: argparse.Namespace) -> 
         found = arguments.get(option.removeprefix("--").replace("-", "_"))
         if found != value:
             raise UserError(f"{path} was trained with {option} {found}, not {value}: {remedy}")
-    network = sha256(args.feature_network or USUAL_FEATURE_NETWORK) if needs_feature_network(losses) else None
+    networks = {sha256(args.feature_network or USUAL_FEATURE_NETWORK)} if needs_feature_network(losses) else set()
     pairs = PairSet(args.pairs, torch.device("cpu"))
     for is_same, other in (
         (header["teacher"] == sha256(args.teacher), "another teacher"),
-        (header.get("feature_network") == network, "another feature network"),
+        (feature_networks(header).keys() == networks, "another feature network"),
         (pairs.are_those_of(header), "other pairs"),
         (header["num_pairs"] == len(pairs), "more or fewer pairs"),
     ):

@@ -32,7 +32,7 @@ from common.errors import UserError
 from common.frechet import unit_variance_scale
 from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
-from common.lineage import feature_networks_flop, lineage
+from common.lineage import feature_networks, feature_networks_flop, lineage
 from common.metrics import frechet_distance, statistics
 from common.neighbours import nearest, share_closer_than_real
 from common.noise import BLOCK_SIZE
@@ -168,7 +168,7 @@ def refuse_what_cannot_be_judged(
     same_images = teacher.header["images_sha256"] == judge["images_sha256"]
     if not (same_images and teacher.header["arguments"]["val_fraction"] == judge["arguments"]["val_fraction"]):
         raise UserError(f"{path} has learned from other images than {teacher.path}")
-    if any(header.get("feature_network") == judge_sha256 for header in lineage(model.header)):
+    if any(judge_sha256 in feature_networks(run) for run in lineage(model.header)):
         raise UserError(f"{model.path} was trained to please {path}, which is no judge of it")
 
 

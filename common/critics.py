@@ -229,18 +229,45 @@ class AdversarialCritic(nn.Module):
         self.optimizer.load_state_dict(state)
 
 
+class MeanCritic(nn.Module):
+    """The mean of what critics say of the same images, each by a feature network of its own."""
+
+    def __init__(self, critics: list[FrechetCritic | AdversarialCritic]):
+        super().__init__()
+        self.critics = nn.ModuleList(critics)
+        self.setup_flop = sum(critic.setup_flop for critic in critics)
+
+    def forward(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """A scalar loss of the student's images (N, C, H, W)."""
+        return torch.stack([critic(images, labels, generator) for critic in self.critics]).mean()
+
+    def loss(self, step: int) -> Tensor | None:
+        """The sum, since each learns for itself."""
+        losses = [loss for critic in self.critics if (loss := critic.loss(step)) is not None]
+        return torch.stack(losses).sum() if losses else None
+
+    def update(self) -> None:
+        for critic in self.critics:
+            critic.update()
+
+
 def make_critic(
     args: argparse.Namespace, run: Distillation, target: TargetImages, per_step: int
-) -> FrechetCritic | AdversarialCritic | ScoreCritic:
+) -> MeanCritic | ScoreCritic:
     """The critic that was asked for, of a student that shows it `per_step` images at every step.
 
     Raises UserError for a window that the features or the run do not fit, and for a guide that is not the pairs'.
     """
+    flips = not args.no_flips
     if args.critic == "frechet":
-        require_fitting_window(args, run.load_feature_network().summary_size, per_step)
-        return FrechetCritic(run.load_feature_network(), target, args.critic_window, not args.no_flips, run.precision)
+        networks = run.load_feature_networks()
+        require_fitting_window(args, max(network.summary_size for network in networks), per_step)
+        return MeanCritic(
+            [FrechetCritic(network, target, args.critic_window, flips, run.precision) for network in networks]
+        )
     if args.critic == "adversarial":
-        return AdversarialCritic(run.load_feature_network(), target, per_step, args.seed, not args.no_flips)
+        networks = run.load_feature_networks()
+        return MeanCritic([AdversarialCritic(network, target, per_step, args.seed, flips) for network in networks])
     run.require_guide_of_pairs(run.teacher.guide)
     return ScoreCritic(run.teacher.model, run.teacher.guide_model, run.pairs.settings, args.seed)
 

@@ -1,6 +1,7 @@
 """How far a prediction is from its target: the training losses of the students, and the figures that judge them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,20 +35,24 @@ PIXEL_LOSSES = {"l2": squared_error, "pseudo-huber": pseudo_huber}
 
 
 class FeatureDistance:
-    """How differently a feature network sees two pictures.
+    """How differently feature networks see two pictures.
 
-    At each position of each of its maps, the squared difference of the two vectors of channels, both of unit length;
-    averaged over positions, then maps. This is LPIPS (Zhang et al. 2018, equation 1) without its learned weights.
+    At each position of each map of a network, the squared difference of the two vectors of channels, both of unit
+    length; averaged over positions, then maps, then networks. This is LPIPS (Zhang et al. 2018, equation 1) without its
+    learned weights.
     """
 
-    def __init__(self, network: Classifier):
-        self.network = network
+    def __init__(self, networks: Sequence[Classifier]):
+        self.networks = networks
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Of images (N, C, H, W) in [-1, 1], values (N,) in [0, 4], with a gradient for `prediction` alone."""
+        return torch.stack([self._by(network, prediction, target) for network in self.networks]).mean(dim=0)
+
+    def _by(self, network: Classifier, prediction: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
-            expected = [unit_length(features) for features in self.network.features(target)]
-        seen = [unit_length(features) for features in self.network.features(prediction)]
+            expected = [unit_length(features) for features in network.features(target)]
+        seen = [unit_length(features) for features in network.features(prediction)]
         distances = [
             (ours - theirs).square().sum(dim=1).mean(dim=(1, 2)) for ours, theirs in zip(seen, expected, strict=True)
         ]

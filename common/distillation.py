@@ -61,8 +61,10 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
     group.add_argument(
         "--feature-network",
         type=Path,
-        help=f"checkpoint of feature_network.py, for --loss features and for a critic by features (default: "
-        f"{USUAL_FEATURE_NETWORK})",
+        nargs="+",
+        metavar="FILE",
+        help="checkpoints of feature_network.py, for --loss features and for a critic by features; several count alike "
+        f"(default: {USUAL_FEATURE_NETWORK})",
     )
     group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.15)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
@@ -117,22 +119,30 @@ class Distillation:
             "teacher_training_flop": self.teacher.header["training_flop"],
             **self.pairs.description,
         }
-        self.feature_network: Classifier | None = None
+        self.feature_networks: list[Classifier] = []
         self.distance = PIXEL_LOSSES.get(args.loss, pseudo_huber)
-        self.feature_distance = FeatureDistance(self.load_feature_network()) if args.loss == "features" else None
+        self.feature_distance = FeatureDistance(self.load_feature_networks()) if args.loss == "features" else None
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
         self.held_out = self.pairs.held_out()
 
-    def load_feature_network(self) -> Classifier:
-        """The frozen network that helps to train the student, whose header then says so."""
-        if self.feature_network is None:
-            path = self.args.feature_network or USUAL_FEATURE_NETWORK
-            self.feature_network, header, content = load_feature_network(path, self.device)
-            size = self.feature_network.config.image_size
-            if tuple(self.pairs.header["image_shape"]) != (3, size, size):
-                raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
-            self.header |= {"feature_network": content, "feature_network_flop": header["training_flop"]}
-        return self.feature_network
+    def load_feature_networks(self) -> list[Classifier]:
+        """The frozen networks that help to train the student, whose header then says so.
+
+        Raises UserError for one that is given twice, or that looks at images of another size.
+        """
+        if not self.feature_networks:
+            training_flop = {}
+            for path in self.args.feature_network or [USUAL_FEATURE_NETWORK]:
+                network, header, content = load_feature_network(path, self.device)
+                size = network.config.image_size
+                if tuple(self.pairs.header["image_shape"]) != (3, size, size):
+                    raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
+                if content in training_flop:
+                    raise UserError(f"{path} is the same network as another --feature-network")
+                self.feature_networks.append(network)
+                training_flop[content] = header["training_flop"]
+            self.header["feature_networks"] = training_flop
+        return self.feature_networks
 
     def guide_of_pairs_beside_teacher(self) -> Path | None:
         """The guide in the teacher's folder, where the pairs were made with it."""
@@ -194,7 +204,7 @@ class Distillation:
 
         Raises UserError for a feature network that no loss asks.
         """
-        if self.args.feature_network and not self.feature_network:
+        if self.args.feature_network and not self.feature_networks:
             raise UserError("--feature-network is for --loss features, and for a critic by features")
         trainer = Trainer(
             self.args,

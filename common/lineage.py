@@ -13,10 +13,10 @@ def lineage(header: dict) -> list[dict]:
 
 
 def student_training_runs(header: dict) -> list[dict]:
-    """By which losses a student was trained, run after run, and the FLOP of each; of a teacher nothing."""
+    """By which losses a student was trained, run after run, their networks, and the FLOP; of a teacher nothing."""
     return [
         {name: run["arguments"].get(name) for name in LOSSES}
-        | {"flop": run["training_flop"] - run.get("initial_flop", 0)}
+        | {"flop": run["training_flop"] - run.get("initial_flop", 0), "num_networks": len(feature_networks(run))}
         for run in lineage(header)
         if run["stage"] != "teacher"
     ]
@@ -27,12 +27,20 @@ def losses_in_words(run: dict) -> str:
     pixels = "pseudo-huber" if run["loss"] == "features" else run["loss"]
     features = f" + {run['feature_weight']:g} features" if run["loss"] == "features" else ""
     critic = f" + {run['critic_weight']:g} {run['critic']} ({run['critic_images']} images)" if run["critic"] else ""
-    return pixels + features + critic
+    networks = f" by {run['num_networks']} networks" if run.get("num_networks", 1) > 1 else ""
+    return pixels + features + critic + networks
+
+
+def feature_networks(header: dict) -> dict[str, int]:
+    """The networks in a student's losses in its last run, by their content: what the training of each took."""
+    if "feature_network" in header:  # as headers said it when there could be only one
+        return {header["feature_network"]: header["feature_network_flop"]}
+    return header.get("feature_networks", {})
 
 
 def feature_networks_flop(header: dict) -> int:
     """What the training of the networks in a student's losses took, each counted once."""
-    networks = {
-        run["feature_network"]: run["feature_network_flop"] for run in lineage(header) if "feature_network" in run
-    }
+    networks = {}
+    for run in lineage(header):
+        networks |= feature_networks(run)
     return sum(networks.values())

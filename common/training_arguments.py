@@ -42,11 +42,14 @@ DATA_DEFAULTS = {"data": "cifar10", "data_dir": Path("data"), "crop": False, "va
 
 def recorded(args: argparse.Namespace) -> dict:
     """The arguments as JSON values, for the header of what the run makes."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in NOT_RECORDED
-    }
+    return {name: as_json(value) for name, value in vars(args).items() if name not in NOT_RECORDED}
+
+
+def as_json(value: object) -> object:
+    """A path as a string, also within a list; anything else as it is."""
+    if isinstance(value, list):
+        return [as_json(element) for element in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def identifying(args: argparse.Namespace) -> dict:

@@ -126,11 +126,11 @@ def save_model(path: Path, stage: str, seed: int, config: UNetConfig = SMALL_CON
     save_checkpoint(path, random_network(config, seed), header)
 
 
-def save_feature_network(path: Path) -> Classifier:
+def save_feature_network(path: Path, widths: tuple[int, ...] = (8, 16, 16), training_flop: int = 0) -> Classifier:
     """An untrained feature network, also written to `path`."""
     torch.manual_seed(1)
-    network = Classifier(ClassifierConfig(num_classes=10, widths=(8, 16, 16))).eval()
-    save_checkpoint(path, network, {"stage": "feature_network", "training_flop": 0})
+    network = Classifier(ClassifierConfig(num_classes=10, widths=widths)).eval()
+    save_checkpoint(path, network, {"stage": "feature_network", "training_flop": training_flop})
     return network
 
 
@@ -254,7 +254,8 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
     data = ("--preset", "tiny", *RESUMED_STEPS)
     folder = pairs.parent
     scoring = ("finish_student.py", *distillation)
-    finishing = (*scoring, "--feature-network", folder / "features.safetensors", "--critic-images", "teacher")
+    networks = (folder / "features.safetensors", folder / "more_features.safetensors")
+    finishing = (*scoring, "--feature-network", *networks, "--critic-images", "teacher")
     frechet = ("--critic", "frechet", "--critic-window", "48", "--loss", "features")
     return {
         "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
@@ -281,5 +282,6 @@ def commands(make_teacher, run_script, image_folder, tmp_path, monkeypatch):
     teacher, pairs = make_teacher(), tmp_path / "pairs"
     run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
     save_feature_network(tmp_path / "features.safetensors")
+    save_feature_network(tmp_path / "more_features.safetensors", widths=(8, 24))
     save_students(tmp_path, teacher, pairs=pairs)
     return training_commands(teacher, pairs, image_folder)

@@ -67,7 +67,7 @@ def test_the_real_images_are_those_that_trained_the_teacher(finish, network, ima
     assert len(reference) == len(features)
     torch.testing.assert_close(reference.mean(0), features.double().mean(0), rtol=1e-4, atol=1e-5)
     state = load_training_state(tmp_path / "finished" / "training_state.pt")["critic"]
-    assert state["running.seen"] == 96  # 32 fresh images in each of three steps
+    assert state["critics.0.running.seen"] == 96  # 32 fresh images in each of three steps
     header = load_checkpoint(tmp_path / "finished" / "student.safetensors").header
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.summary(features.new_zeros(len(features), 3, 32, 32))
@@ -89,6 +89,8 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     assert "must leave something" in finish("--critic-share", 0.001).error_line
     assert "must be 48 or more" in finish("--critic-window", 47).error_line
     assert "after 96 images of fresh noise, and 3 steps make 96" in finish("--critic-window", 96).error_line
+    twice = (tmp_path / "features.safetensors", tmp_path / "features.safetensors")
+    assert "is the same network as another" in finish("--critic-window", 48, "--feature-network", *twice).error_line
     assert "--feature-weight needs" in finish("--feature-weight", 0.5).error_line
     assert "is a teacher" in finish("--student", make_teacher()).error_line
     save_students(tmp_path / "elsewhere", make_teacher())

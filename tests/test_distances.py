@@ -46,8 +46,11 @@ def test_the_feature_distance_is_lpips_with_equal_weights():
         (2 - 2 * torch.cosine_similarity(a, b, dim=1)).mean(dim=(1, 2))
         for a, b in zip(network.features(first), network.features(second), strict=True)
     )
-    distance = FeatureDistance(network)
+    distance = FeatureDistance([network])
     torch.testing.assert_close(distance(first, second), expected / 3, rtol=1e-4, atol=1e-5)
+    other = Classifier(ClassifierConfig(num_classes=2, widths=(4, 8))).eval()
+    both = (distance(first, second) + FeatureDistance([other])(first, second)) / 2
+    torch.testing.assert_close(FeatureDistance([network, other])(first, second), both)
     assert distance(first, first).abs().max() < 1e-10
     target = second.clone().requires_grad_()
     prediction = first.clone().requires_grad_()

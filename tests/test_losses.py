@@ -88,7 +88,7 @@ def test_four_step_student(loss, first_record, training_pairs):
 
 def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_path):
     """Pseudo-Huber everywhere; at t = 1, half of the features' distance beside it."""
-    distance = FeatureDistance(save_feature_network(tmp_path / "features.safetensors"))
+    distance = FeatureDistance([save_feature_network(tmp_path / "features.safetensors")])
     arguments = ("--loss", "features", "--feature-network", tmp_path / "features.safetensors", "--feature-weight", 0.5)
     arguments = ("--batch-size", NUM_TRAINING, *arguments)
     *to_states, (images, teachers) = landings(training_pairs)
@@ -97,7 +97,7 @@ def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_p
     record = first_record("four_step_student.py", *arguments)
     assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
     header = load_checkpoint(tmp_path / "run" / "four_step.safetensors").header
-    assert header["feature_network"] == sha256(tmp_path / "features.safetensors")
+    assert header["feature_networks"] == {sha256(tmp_path / "features.safetensors"): 0}
 
     pair = training_pairs
     landed = pair.noise + velocity(pair.noise, 0, pair.labels)
@@ -109,14 +109,15 @@ def test_the_feature_loss_is_of_images_alone(first_record, training_pairs, tmp_p
 
 @pytest.mark.parametrize(("stage", "times"), [("one_step", [0, 1]), ("four_step", [0, 0.25, 0.5, 0.75, 1])])
 def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, training_pairs, make_teacher, tmp_path):
-    """A quarter of the images, beside those of all pairs; by the discriminator as it is at its start.
+    """A quarter of the images, beside those of all pairs; by the discriminators as they are at their start.
 
     The gradient goes through all of the student's steps. What the student had cost before counts.
     """
-    network = save_feature_network(tmp_path / "features.safetensors")
+    paths = (tmp_path / "features.safetensors", tmp_path / "more_features.safetensors")
+    networks = (save_feature_network(paths[0]), save_feature_network(paths[1], widths=(8, 24), training_flop=5))
     header = PairSet(tmp_path / "pairs", CPU).description | {"teacher": sha256(make_teacher()), "training_flop": 10**9}
     save_model(tmp_path / "student.safetensors", stage, 0, arguments={}, **header)
-    student = ("--student", tmp_path / "student.safetensors", "--feature-network", tmp_path / "features.safetensors")
+    student = ("--student", tmp_path / "student.safetensors", "--feature-network", *paths)
     critic = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)
     record = first_record("finish_student.py", "--batch-size", 24 * (len(times) - 1), *student, *critic, *L2)
 
@@ -128,7 +129,8 @@ def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, t
         x = x + (end - t) * network_of_student(x, torch.full((NUM_TRAINING,), t), pair.labels)
         fresh = fresh + (end - t) * network_of_student(fresh, torch.full((6,), t), labels)
     real = SimpleNamespace(count=NUM_TRAINING)
-    judged = AdversarialCritic(network.requires_grad_(False), real, 6, seed=0, flips=False)(fresh, labels, generator)
+    critics = [AdversarialCritic(network.requires_grad_(False), real, 6, seed=0, flips=False) for network in networks]
+    judged = sum(critic(fresh, labels, generator) for critic in critics) / 2
     loss = (x - pair.image).square().mean() + 2 * judged
     loss.backward()
     norm = torch.stack([parameter.grad.norm() for parameter in network_of_student.parameters()]).norm().item()
@@ -138,6 +140,7 @@ def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, t
     finished = load_checkpoint(next((tmp_path / "run").glob("*.safetensors")))
     assert finished.stage == stage and finished.header["initial"]["stage"] == stage
     assert finished.settings.times == times and finished.header["initial_flop"] == 10**9
+    assert finished.header["feature_networks"] == {sha256(paths[0]): 0, sha256(paths[1]): 5}
     assert record["training_flop"] > 10**9 + 3 * 20 * (len(times) - 1) * count_forward_flop(finished.model)
 
 

@@ -293,7 +293,7 @@ def test_students_are_compared_by_their_losses():
     guided = {"guide_scale": 1.0}
     pixels = {"loss": "l2", "feature_weight": None, "critic": None, "critic_images": None, "critic_weight": None}
     features = pixels | {"loss": "features", "feature_weight": 0.2}
-    finished = features | {"critic": "frechet", "critic_weight": 0.01, "critic_images": "real"}
+    finished = features | {"critic": "frechet", "critic_weight": 0.01, "critic_images": "real", "num_networks": 2}
     real = {"count": 9000, "frechet_distance": 0.5, "closer_than_real": 0.45}
     judged = {"frechet_distance": 3.25, "closer_than_real": 0.41, "held_out_error": 0.0213, "judge": "e" * 64}
     judged |= {"num_samples": 10_000, "real": real, "feature_networks_flop": 2e14, "training_runs": [pixels, finished]}
@@ -311,7 +311,7 @@ def test_students_are_compared_by_their_losses():
     assert "recall" not in header and "MSE" in header  # measured of nobody; of one
     assert [row["model"].split(",")[0] for row in rows] == ["teacher", "one-step student"]
     assert rows[1]["FID"] == "20.00" and rows[1]["samples"] == "10,000" and rows[1]["MSE"] == "0.0213"
-    assert rows[1]["losses"] == "l2; then pseudo-huber + 0.2 features + 0.01 frechet (real images)"
+    assert rows[1]["losses"] == "l2; then pseudo-huber + 0.2 features + 0.01 frechet (real images) by 2 networks"
     assert rows[1]["closer than real"] == "41.0%" and "(45.0% of the" in section
     again = losses_section(results, [student, teacher, student | {"held_out_error": 0.02, "arithmetic": "bf16"}])
     assert again.count("one-step student") == 1 and "0.0200" in again and "0.0213" not in again
