@@ -10,6 +10,13 @@ from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 
 TITLE = "## Students by their losses"
+EQUAL_FLOP = """### From one start, for equal FLOP
+
+By `benchmarks/loss_comparison.py`: each was trained on from the first row's student, for {flop:.2g} FLOP of all
+networks in the step. *Losses* are those of that run alone."""
+SHIPPED = """### On the way to the shipped ones
+
+*Losses* are of one training run after the other."""
 OPINION = """{described}The last two columns are a second opinion (`benchmarks/second_opinion.py`, {num_samples:,}
 samples, seed {seed}) in the features of a classifier of the same images that is part of no loss: the Fréchet distance
 to the images that were held out from all training ({distance:.3f} for {count:,} of the training images, which the
@@ -39,15 +46,16 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
     opinions = list({_way_of(opinion): opinion for opinion in opinions}.values())
     if len({tuple(line[name] for name in ("judge", "num_samples", "seed")) for line in opinions}) > 1:
         raise UserError("the second opinions differ in judge, num_samples or seed: they make no table")
-    stages = list(STAGES)
-    opinions.sort(key=lambda opinion: (stages.index(opinion["stage"]), opinion["training_flop"]))
-    measured = _comparable(results, opinions)
-    header, rows = without_empty_columns(
-        HEADER, [_row(opinion, measured.get(_way_of(opinion), {})) for opinion in opinions]
-    )
+    compared = _trained_on_alike(opinions)
+    header, rows = _table(results, [opinion for opinion in opinions if opinion not in compared[1:]])
+    paragraphs, columns = [markdown_table(header, rows)], {*header}
+    if compared:
+        header, rows = _table(results, compared, last_run_only=True)
+        title = EQUAL_FLOP.format(flop=compared[1]["training_runs"][-1]["flop"])
+        paragraphs, columns = [SHIPPED, *paragraphs, title, markdown_table(header, rows)], columns | {*header}
     real = opinions[0]["real"]
     notes = OPINION.format(
-        described="".join(f"{text}\n" for column, text in DESCRIPTIONS.items() if column in header),
+        described="".join(f"{text}\n" for column, text in DESCRIPTIONS.items() if column in columns),
         num_samples=opinions[0]["num_samples"],
         seed=opinions[0]["seed"],
         distance=real["frechet_distance"],
@@ -55,7 +63,30 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
         closer=real["closer_than_real"],
     )
     judged_on = f"The second opinions were given on: {machines_of(opinions)}."
-    return f"{TITLE}\n\n{notes}\n\n{markdown_table(header, rows)}\n\n{judged_on}"
+    return "\n\n".join([TITLE, notes, *paragraphs, judged_on])
+
+
+def _trained_on_alike(opinions: Sequence[dict]) -> list[dict]:
+    """The most students that began as one and were trained on for equal FLOP, after that one; or none."""
+    alike: dict[tuple, list[dict]] = {}
+    for opinion in opinions:
+        if opinion["init_sha256"]:
+            alike.setdefault((opinion["init_sha256"], f"{opinion['training_runs'][-1]['flop']:.2g}"), []).append(
+                opinion
+            )
+    most = max(alike.values(), key=len, default=[])
+    start = [opinion for opinion in opinions if most and opinion["checkpoint"] == most[0]["init_sha256"]]
+    return [*start, *most] if start and len(most) > 1 else []
+
+
+def _table(
+    results: Sequence[dict], opinions: Sequence[dict], last_run_only: bool = False
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    stages = list(STAGES)
+    opinions = sorted(opinions, key=lambda opinion: (stages.index(opinion["stage"]), opinion["training_flop"]))
+    measured = _comparable(results, opinions)
+    rows = [_row(opinion, measured.get(_way_of(opinion), {}), last_run_only) for opinion in opinions]
+    return without_empty_columns(HEADER, rows)
 
 
 def _way_of(line: dict) -> str:
@@ -74,11 +105,12 @@ def _comparable(results: Sequence[dict], opinions: Sequence[dict]) -> dict[str, 
     return max(groups.items(), key=lambda item: (len(ways & item[1].keys()), item[0][0]), default=((), {}))[1]
 
 
-def _row(opinion: dict, measured: dict) -> tuple[str, ...]:
+def _row(opinion: dict, measured: dict, last_run_only: bool) -> tuple[str, ...]:
     is_teacher = opinion["stage"] == "teacher"
+    runs = opinion["training_runs"][-1:] if last_run_only else opinion["training_runs"]
     return (
         f"{name_of(opinion)}, {run_of(opinion)}" if is_teacher else name_of(opinion),
-        "; then ".join(map(losses_in_words, opinion["training_runs"])),
+        "; then ".join(map(losses_in_words, runs)),
         f"{opinion['training_flop']:.3g}",
         _figure(opinion["feature_networks_flop"] or None, ".3g"),
         _figure(measured.get("num_samples"), ","),

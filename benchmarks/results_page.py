@@ -176,12 +176,13 @@ def group_section(group: Sequence[dict], files: dict[str, str]) -> str:
     sizes = " or ".join(str(size) for size in sorted({result["batch_size"] for result in group}))
     versions = " or ".join(sorted({result["versions"].get("torch", "unknown") for result in group}))
     measured_on = f"Measured on: {machines_of(group)}, in batches of {sizes}, by PyTorch {versions}. The commands:"
-    paragraphs = [f"## {group_title(group)}", results_table(group), *spread_over_seeds(group), measured_on]
+    paragraphs = [f"## {group_title(group)}", markdown_table(*table_of(group)), *spread_over_seeds(group), measured_on]
     return "\n\n".join([*paragraphs, f"```bash\n{commands}\n```"])
 
 
 def earlier_section(group: Sequence[dict]) -> str:
-    return f"## Not shipped: {group_title(group)}\n\n{results_table(group)}\n\nMeasured on: {machines_of(group)}."
+    table = markdown_table(*table_of(group, with_losses=True))
+    return f"## Not shipped: {group_title(group)}\n\n{table}\n\nMeasured on: {machines_of(group)}."
 
 
 def spread_over_seeds(group: Sequence[dict]) -> list[str]:
@@ -194,10 +195,6 @@ def spread_over_seeds(group: Sequence[dict]) -> list[str]:
             mean = f"{mean_fid(results):.2f}"
             lines.append(f"- {name_of(first)}, {run}: {mean}, standard deviation {spread:.2f} of {len(results)} seeds")
     return ["FID, mean over sampling seeds:\n\n" + "\n".join(lines)] if lines else []
-
-
-def results_table(group: Sequence[dict]) -> str:
-    return markdown_table(*table_of(group))
 
 
 def commands_of(group: Sequence[dict], files: dict[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from common.errors import UserError
 from common.files import canonical_json, write_text
+from common.lineage import losses_in_words
 from common.sampling import SamplingSettings
 from common.stages import STAGES
 from common.tables import without_empty_columns
@@ -109,14 +110,18 @@ def machines_of(group: Sequence[dict]) -> str:
     return "; ".join(sorted({f"{result['machine']}, {result['arithmetic']}" for result in group}))
 
 
-def table_of(group: Sequence[dict], with_times: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table_of(
+    group: Sequence[dict], with_times: bool = False, with_losses: bool = False
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A header, and a row for each result. What was measured of none has no column; of some, empty cells.
 
+    `with_losses`: also by which losses a student's last training run was.
     `with_times`: also how long an image took, where all results are of one machine and arithmetic: others would not
     compare. What else the machine did meanwhile is not on record (`benchmarks/model_cost.py` is for that).
     """
     with_times &= len({(result["machine"], result["arithmetic"]) for result in group}) == 1
-    columns = {title: show for title, show in COLUMNS.items() if with_times or title != TIME_COLUMN}
+    left_out = {title for title, wanted in ((TIME_COLUMN, with_times), (LOSSES_COLUMN, with_losses)) if not wanted}
+    columns = {title: show for title, show in COLUMNS.items() if title not in left_out}
     return without_empty_columns(columns, [[show(result) for show in columns.values()] for result in group])
 
 
@@ -131,9 +136,10 @@ def _number(value: float | None, digits: int, scale: float = 1) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
 
 
-TIME_COLUMN = "ms an image"
+TIME_COLUMN, LOSSES_COLUMN = "ms an image", "losses of its last run"
 COLUMNS: dict[str, Callable[[dict], str]] = {
     "model": name_of,
+    LOSSES_COLUMN: lambda result: losses_in_words(result["training_runs"][-1]) if result.get("training_runs") else "",
     "training FLOP": lambda result: f"{result['training_flop']:.3g}" if result["training_flop"] else "",
     "run": run_of,
     "NFE": lambda result: f"{result['nfe']:g}" if result["nfe"] else "",

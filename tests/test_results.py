@@ -133,6 +133,11 @@ def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
     assert [row[header.index("recall")] for row in rows] == ["", "0.500"]
     assert shown["run"] == "euler 4, CFG 2 for t in [0.1, 0.8]"
     assert run_of(result(stage=None, solver=None)) == ""
+    run = {"loss": "l2", "feature_weight": None, "critic": None}
+    finished = result(stage="one_step", training_runs=[run, run | {"loss": "pseudo-huber"}])
+    header, rows = table_of([result(), finished], with_losses=True)
+    assert [row[header.index("losses of its last run")] for row in rows] == ["", "pseudo-huber"]
+    assert "losses of its last run" not in table_of([finished])[0]
 
 
 def test_tables_line_up():
@@ -317,6 +322,17 @@ def test_students_are_compared_by_their_losses():
     assert again.count("one-step student") == 1 and "0.0200" in again and "0.0213" not in again
     alone = losses_section([line for line in results if line["stage"] != "teacher"], [student])
     assert "| 50,000 | 12.50 |" in alone
+    assert "equal FLOP" not in section
+
+    begun = {"init_sha256": student["checkpoint"]}
+    alike = [
+        student | begun | {"checkpoint": str(digit) * 64, "training_runs": [pixels, {**features, "flop": flop}]}
+        for digit, flop in ((4, 2.0e14), (5, 2.01e14), (6, 3e14))
+    ]
+    before, title, after = losses_section(results, [student, *alike]).partition("### From one start, for equal FLOP")
+    assert title and before.count("| one-step student |") == 2 and after.count("| one-step student |") == 3
+    assert before.count("l2; then pseudo-huber + 0.2 features |") == 1
+    assert after.count("| pseudo-huber + 0.2 features |") == 2 and "for 2e+14 FLOP" in after
     for line in (student | {"seed": 1, "checkpoint": "3" * 64}, teacher | {"judge": "f" * 64, "checkpoint": "3" * 64}):
         with pytest.raises(UserError, match="make no table"):
             losses_section(results, [student, teacher, line])
