@@ -1,0 +1,43 @@
+"""What the tests of results, curves and pages are made of."""
+
+
+def result(**changes) -> dict:
+    """A line like those of `compute_fid.py`."""
+    return {
+        "name": "teacher.safetensors",
+        "stage": "teacher",
+        "checkpoint": "a" * 64,
+        "images_sha256": None,
+        "guide": None,
+        "guide_scale": 1.0,
+        "solver": "euler",
+        "num_steps": 4,
+        "guidance_scale": 2.0,
+        "guidance_interval": [0.1, 0.8],
+        "seed": 0,
+        "classes": None,
+        "batch_size": 64,
+        "device": "cpu",
+        "arithmetic": "fp32",
+        "training_flop": 1e15,
+        "images_seen": 1000,
+        "fid": 31.456,
+        "kid": 0.0123,
+        "kid_std": 0.001,
+        "precision": 0.6543,
+        "recall": None,
+        "precision_recall_samples": 10000,
+        "inception_score": None,
+        "nfe": 7.0,
+        "num_samples": 10_000,
+        "reference": "JPEG CIFAR-10",
+        "reference_sha256": "b" * 64,
+        "reference_count": 50_000,
+        "inception_sha256": "c" * 64,
+        "seconds": 12.0,
+        "drawing_seconds": None,
+        "training_runs": [],
+        "init_sha256": None,
+        "machine": "some machine",
+        "versions": {},
+    } | changes
