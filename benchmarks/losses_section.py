@@ -1,6 +1,7 @@
 """The section of docs/results.md that compares students by the losses that trained them."""
 
 from collections.abc import Sequence
+from math import isclose
 
 from common.errors import UserError
 from common.files import canonical_json
@@ -12,11 +13,13 @@ from common.tables import markdown_table, without_empty_columns
 TITLE = "## Students by their losses"
 EQUAL_FLOP = """### From one start, for equal FLOP
 
-By `benchmarks/loss_comparison.py`: each was trained on from the first row's student, for {flop:.2g} FLOP of all
-networks in the step. *Losses* are those of that run alone."""
-SHIPPED = """### On the way to the shipped ones
+Each was trained on from the first row's student, for {flop:.2g} FLOP of all networks in the step
+(`benchmarks/loss_comparison.py`). *Losses* are those of that run alone."""
+IN_TURN = """### One training run after the other
 
-*Losses* are of one training run after the other."""
+*Losses* are those of all runs behind a student."""
+SAME_FLOP = 0.02
+"""Two runs whose FLOP differ by no more than this share count as equally long."""
 OPINION = """{described}The last two columns are a second opinion (`benchmarks/second_opinion.py`, {num_samples:,}
 samples, seed {seed}) in the features of a classifier of the same images that is part of no loss: the Fréchet distance
 to the images that were held out from all training ({distance:.3f} for {count:,} of the training images, which the
@@ -52,7 +55,7 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
     if compared:
         header, rows = _table(results, compared, last_run_only=True)
         title = EQUAL_FLOP.format(flop=compared[1]["training_runs"][-1]["flop"])
-        paragraphs, columns = [SHIPPED, *paragraphs, title, markdown_table(header, rows)], columns | {*header}
+        paragraphs, columns = [IN_TURN, *paragraphs, title, markdown_table(header, rows)], columns | {*header}
     real = opinions[0]["real"]
     notes = OPINION.format(
         described="".join(f"{text}\n" for column, text in DESCRIPTIONS.items() if column in columns),
@@ -68,15 +71,18 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
 
 def _trained_on_alike(opinions: Sequence[dict]) -> list[dict]:
     """The most students that began as one and were trained on for equal FLOP, after that one; or none."""
-    alike: dict[tuple, list[dict]] = {}
-    for opinion in opinions:
-        if opinion["init_sha256"]:
-            alike.setdefault((opinion["init_sha256"], f"{opinion['training_runs'][-1]['flop']:.2g}"), []).append(
-                opinion
-            )
-    most = max(alike.values(), key=len, default=[])
+    trained_on = [opinion for opinion in opinions if opinion["init_sha256"]]
+    alike = [
+        [other for other in trained_on if other["init_sha256"] == one["init_sha256"] and _as_long(one, other)]
+        for one in trained_on
+    ]
+    most = max(alike, key=len, default=[])
     start = [opinion for opinion in opinions if most and opinion["checkpoint"] == most[0]["init_sha256"]]
     return [*start, *most] if start and len(most) > 1 else []
+
+
+def _as_long(one: dict, other: dict) -> bool:
+    return isclose(*(opinion["training_runs"][-1]["flop"] for opinion in (one, other)), rel_tol=SAME_FLOP)
 
 
 def _table(

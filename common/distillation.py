@@ -63,8 +63,8 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="checkpoints of feature_network.py, for --loss features and for a critic by features; several count alike "
-        f"(default: {USUAL_FEATURE_NETWORK})",
+        help="checkpoints of feature_network.py, for --loss features and for a critic by features; of several, the "
+        f"losses are the mean (default: {USUAL_FEATURE_NETWORK})",
     )
     group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.15)")
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
@@ -131,17 +131,18 @@ class Distillation:
         Raises UserError for one that is given twice, or that looks at images of another size.
         """
         if not self.feature_networks:
-            training_flop = {}
+            loaded = {}
             for path in self.args.feature_network or [USUAL_FEATURE_NETWORK]:
                 network, header, content = load_feature_network(path, self.device)
                 size = network.config.image_size
                 if tuple(self.pairs.header["image_shape"]) != (3, size, size):
                     raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
-                if content in training_flop:
+                if content in loaded:
                     raise UserError(f"{path} is the same network as another --feature-network")
-                self.feature_networks.append(network)
-                training_flop[content] = header["training_flop"]
-            self.header["feature_networks"] = training_flop
+                loaded[content] = network, header["training_flop"]
+            loaded = dict(sorted(loaded.items()))  # a critic's state is by position: a resume may name them otherwise
+            self.feature_networks = [network for network, _ in loaded.values()]
+            self.header["feature_networks"] = {content: flop for content, (_, flop) in loaded.items()}
         return self.feature_networks
 
     def guide_of_pairs_beside_teacher(self) -> Path | None:

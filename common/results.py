@@ -115,7 +115,7 @@ def table_of(
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A header, and a row for each result. What was measured of none has no column; of some, empty cells.
 
-    `with_losses`: also by which losses a student's last training run was.
+    `with_losses`: also the losses of a student's last training run.
     `with_times`: also how long an image took, where all results are of one machine and arithmetic: others would not
     compare. What else the machine did meanwhile is not on record (`benchmarks/model_cost.py` is for that).
     """

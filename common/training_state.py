@@ -62,7 +62,8 @@ def check_identity(state: dict, identity: dict, run: Path) -> None:
             )
     for name, value in identity.items():
         if name != "arguments" and state["identity"].get(name) != value:
-            raise UserError(f"the run in {run} was made with another {name.replace('_', ' ')}: use another --out")
+            other = f"{'other' if name.endswith('s') else 'another'} {name.replace('_', ' ')}"
+            raise UserError(f"the run in {run} was made with {other}: use another --out")
 
 
 def check_beginning(state: dict, header: dict, run: Path) -> None:

@@ -128,6 +128,19 @@ def test_another_student_is_not_taken_for_the_one_that_is_being_finished(finish,
     assert "was made with another student" in another.error_line
 
 
+def test_the_order_of_the_feature_networks_does_not_matter(finish, tmp_path):
+    """Also not where a run that was stopped goes on."""
+    networks = [tmp_path / "features.safetensors", tmp_path / "more_features.safetensors"]
+    save_feature_network(networks[1], widths=(8, 24))
+    critic = ("--critic", "adversarial", "--feature-network")
+    assert finish(*critic, *networks, "--max-minutes", 1e-5).status == 0
+    assert finish(*critic, *reversed(networks)).status == 0
+    assert finish(*critic, *networks, "--out", tmp_path / "unbroken").status == 0
+    runs = [load_checkpoint(tmp_path / name / "student.safetensors") for name in ("finished", "unbroken")]
+    first, second = (run.model.state_dict() for run in runs)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_fresh_labels_are_as_frequent_as_among_the_real_images():
     labels = torch.tensor([0] * 9 + [1])
     generator = torch.Generator().manual_seed(0)

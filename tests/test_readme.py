@@ -17,7 +17,8 @@ from conftest import ROOT, SMALL_CONFIG
 from common import presets
 from common.checkpoint import load_header
 from common.classifier import ClassifierConfig
-from common.lineage import lineage
+from common.distillation import USUAL_FEATURE_NETWORK
+from common.lineage import feature_networks, lineage
 from common.presets import classifier_of, network_of
 from common.stages import FEATURE_NETWORK, STAGES
 from common.unet import UNetConfig, without_retired_options
@@ -133,7 +134,7 @@ def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkey
     commands = []
     for block in re.findall(r"```bash\n(.*?)```", card, flags=re.DOTALL):
         for _, script, *arguments in split_commands(block):
-            monkeypatch.setattr(sys, "argv", [script, *arguments])
+            monkeypatch.setattr(sys, "argv", [script, *expand_braces(arguments)])
             commands.append((script, runpy.run_path(str(ROOT / script))["parse_args"]()))
     for path in folder.rglob("*.safetensors"):
         for header in lineage(load_header(path)):
@@ -156,6 +157,8 @@ def made_by(header: dict, args: argparse.Namespace) -> bool:
     names = given.keys() & said.keys() - {"preset", "network", "feature_network"}
     if any(said[name] != given[name] for name in names) or header["step"] != args.steps:
         return False
+    if networks := feature_networks(header):
+        return len(networks) == len(args.feature_network or [USUAL_FEATURE_NETWORK])
     if header["stage"] == "teacher":
         config = UNetConfig(**without_retired_options(header["config"], "the checkpoint"))
         return config == replace(network_of(args.preset, args.network), num_classes=10)

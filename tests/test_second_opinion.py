@@ -9,7 +9,7 @@ from conftest import EULER, SMALL_CONFIG
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from common.checkpoint import load_checkpoint, load_feature_network
+from common.checkpoint import load_checkpoint, load_feature_network, load_header, save_checkpoint
 from common.data import load_images, split_held_out
 from common.images import to_float, to_uint8
 from common.noise import sample_noise
@@ -148,6 +148,10 @@ def test_who_cannot_judge_is_refused(second_opinion, run_script, judge, teacher,
     assert run_script("distill_student.py", *files, *SHORT, "--init", first, "--out", second.parent).status == 0
     assert "was trained to please" in second_opinion(teacher, first).error_line
     assert "was trained to please" in second_opinion(teacher, second).error_line
+    header = load_header(first)
+    header["feature_network"], header["feature_network_flop"] = next(iter(header.pop("feature_networks").items()))
+    save_checkpoint(tmp_path / "early.safetensors", load_checkpoint(first).model, header)  # as headers were at first
+    assert "was trained to please" in second_opinion(teacher, tmp_path / "early.safetensors").error_line
     assert "or give it as --teacher" in second_opinion(second).error_line
     assert "is not the teacher of" in second_opinion(second, "--teacher", other).error_line
 
