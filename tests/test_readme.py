@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL_CONFIG
 
+from benchmarks.card_commands import arguments_of, blocks_of, commands_of
 from common import presets
 from common.checkpoint import load_header
 from common.classifier import ClassifierConfig
@@ -40,13 +41,8 @@ def readme_commands(marked_not_run: bool) -> list[list[str]]:
     commands = []
     for marker, block in re.findall(rf"({re.escape(NOT_RUN)})?```bash\n(.*?)```", README + TRAINING, flags=re.DOTALL):
         if bool(marker) == marked_not_run:
-            commands += split_commands(block)
+            commands += commands_of(block)
     return commands
-
-
-def split_commands(block: str) -> list[list[str]]:
-    """The words of each command; a command may go on in the next line after a backslash."""
-    return [shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines()]
 
 
 def smoke_arguments(script: str, arguments: list[str]) -> tuple:
@@ -77,7 +73,6 @@ def test_every_command_runs(run_script, image_folder, random_inception, tmp_path
         if command[0] == "python":
             script, *arguments = command[1:]
             seen.add(script)
-            arguments = expand_braces(arguments)
             result = run_script(script, *arguments, *smoke_arguments(script, arguments))
             assert result.status == 0, (command, result.err)
         elif command[0] == "cp":
@@ -101,15 +96,6 @@ def dry_run(*targets: str) -> str:
     return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
 
 
-def expand_braces(arguments: list[str]) -> list[str]:
-    """a/{b,c}.d as the shell expands it."""
-    expanded = []
-    for argument in arguments:
-        match = re.fullmatch(r"(.*)\{([^\"]*)\}(.*)", argument)  # JSON is quoted, and stays
-        expanded += [match[1] + part + match[3] for part in match[2].split(",")] if match else [argument]
-    return expanded
-
-
 def test_every_step_of_the_demo_runs(run_script, tmp_path, monkeypatch):
     """`make demo` itself takes minutes: here are its commands, in order, at smoke scale."""
     monkeypatch.chdir(tmp_path)
@@ -128,14 +114,13 @@ def test_every_step_of_the_demo_runs(run_script, tmp_path, monkeypatch):
     assert (tmp_path / "demo" / "comparison.png").is_file()
 
 
-def test_the_model_card_s_commands_are_those_that_made_the_shipped_models(monkeypatch):
+def test_the_model_card_s_commands_are_those_that_made_the_shipped_models():
     folder = ROOT / "checkpoints" / "pretrained"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    commands = []
-    for block in re.findall(r"```bash\n(.*?)```", card, flags=re.DOTALL):
-        for _, script, *arguments in split_commands(block):
-            monkeypatch.setattr(sys, "argv", [script, *expand_braces(arguments)])
-            commands.append((script, runpy.run_path(str(ROOT / script))["parse_args"]()))
+    bash = [block for language, block in blocks_of(card) if language == "bash"]
+    commands = [
+        (script, arguments_of(script, arguments)) for block in bash for _, script, *arguments in commands_of(block)
+    ]
     for path in folder.rglob("*.safetensors"):
         for header in lineage(load_header(path)):
             script = script_behind(header)
