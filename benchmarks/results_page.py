@@ -19,7 +19,7 @@ from benchmarks.losses_section import losses_section
 from benchmarks.search_page import CHOOSING_SEED
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import ArgumentParser, run
-from common.curves import curve_series, fid_curve
+from common.curves import GAP, curve_series, fid_curve
 from common.data import CIFAR10_NAMES
 from common.errors import UserError
 from common.files import ROOT, write_bytes, write_text
@@ -43,7 +43,7 @@ HEADLINE_MARK = "<!-- From here to the next heading: make results -->\n"
 FIGURES = {
     "nfe": "docs/fid_against_network_calls.png",
     "training_flop": "docs/fid_against_training_flop.png",
-    "last_run_flop": "docs/fid_against_last_run_flop.png",
+    "further_flop": "docs/fid_against_further_flop.png",
 }
 
 
@@ -234,9 +234,9 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
         ("nfe", current, "FID against network calls"),
         ("training_flop", [result for result in results if result["stage"] == "teacher"], "FID against training FLOP"),
         (
-            "last_run_flop",
+            "further_flop",
             [result for result in results if result["stage"] not in (None, "teacher")],
-            "FID of students against the FLOP of their last training run",
+            "FID of students that were trained on",
         ),
     ):
         measured = [result for result in candidates if result["fid"] is not None]
@@ -255,7 +255,7 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
 
 
 def places(group: Sequence[dict], axis: str) -> set[float]:
-    return {place for points in curve_series(group, axis).values() for place, _ in points}
+    return {point[0] for points in curve_series(group, axis).values() for point in points if point is not GAP}
 
 
 def published_section() -> str:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from math import nan
 from statistics import fmean
 
 from common.files import canonical_json
@@ -12,19 +13,22 @@ MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 AXES = {
     "nfe": "network calls behind an image (NFE)",
     "training_flop": "training FLOP",
-    "last_run_flop": "FLOP of the last training run",
+    "further_flop": "training FLOP after the first student of a line",
 }
 Points = list[tuple[float, float]]
+GAP = (nan, nan)
+"""Between the pieces of a line."""
 
 
 def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
     """The lines of `fid_curve` by their labels, each of a model or a way of running it: points (`axis`, FID).
 
-    FID is the mean over sampling seeds, but over the last run's FLOP, where a line is of one seed. Over training
-    FLOP, a way of running that only one model was measured by says nothing and is left out.
+    FID is the mean over sampling seeds. Over training FLOP, a way of running that only one model was measured by says
+    nothing and is left out. Over further FLOP a line is of students that were trained on by the same losses, with a
+    piece from each one's start to itself, and `GAP` between the pieces.
     """
-    if axis == "last_run_flop":
-        return _finishing_series(group)
+    if axis == "further_flop":
+        return _series_of_students(group)
     # Every teacher may have a guide of its own: over training FLOP it counts how strongly each is guided by it.
     constant = {"nfe": ("checkpoint", "guide"), "training_flop": ("num_steps",)}[axis]
     series: dict[str, list[dict]] = {}
@@ -45,27 +49,29 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
     return labelled
 
 
-def _finishing_series(group: Sequence[dict]) -> dict[str, Points]:
-    """Of students that were trained on from one of them, by one loss, for more or fewer FLOP; the start is at 0."""
-    measured = {_protocol_key(result, result["checkpoint"]): result["fid"] for result in group}
-    series: dict[str, tuple[str, Points]] = {}
+def _series_of_students(group: Sequence[dict]) -> dict[str, Points]:
+    students: dict[tuple, list[dict]] = {}
     for result in group:
-        start = measured.get(_protocol_key(result, result["init_sha256"]))
-        if result["init_sha256"] and start is not None and result["fid"] is not None:
-            last = result["training_runs"][-1]
-            label = f"{name_of(result)}, {losses_in_words(last)}"
-            key = _protocol_key(result, result["init_sha256"]) + label
-            _, points = series.setdefault(key, (label, [(0.0, start)]))
-            points.append((last["flop"], result["fid"]))
-    labelled: dict[str, Points] = {}
-    for label, points in series.values():
-        _add_labelled(labelled, label, sorted(points))
-    return labelled
+        if result["stage"] in ("one_step", "four_step") and result["fid"] is not None:
+            students.setdefault((result["stage"], result["checkpoint"]), []).append(result)
 
+    def start_of(student: dict) -> tuple:
+        return student["stage"], student["init_sha256"]
 
-def _protocol_key(result: dict, checkpoint: str | None) -> str:
-    """A student of the same stage as `result`, measured in the same way."""
-    return canonical_json([checkpoint, *(result[name] for name in ("stage", "seed", "arithmetic", "batch_size"))])
+    def place(student: dict) -> tuple[float, float]:
+        """Since the first of its line that was measured; FID, as the mean over what was measured of it."""
+        flop, first = 0.0, student
+        while start_of(first) in students:
+            start = students[start_of(first)][0]
+            flop, first = flop + first["training_flop"] - start["training_flop"], start
+        return flop, fmean(result["fid"] for result in students[student["stage"], student["checkpoint"]])
+
+    pieces: dict[str, list[Points]] = {}
+    for student, *_ in students.values():
+        if start_of(student) in students:
+            label = f"{name_of(student)}, {losses_in_words(student['training_runs'][-1])}"
+            pieces.setdefault(label, []).append([place(students[start_of(student)][0]), place(student)])
+    return {label: [point for piece in sorted(of) for point in (GAP, *piece)][1:] for label, of in pieces.items()}
 
 
 def _add_labelled(labelled: dict[str, Points], label: str, points: Points) -> None:
@@ -85,15 +91,17 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
     series = curve_series(group, axis)
-    wide = max(map(len, series)) > 40  # two columns of such labels need the room
+    longest = max(map(len, series))
+    wide = longest > 40  # two columns of such labels need the room
     figure = Figure(figsize=(10.4 if wide else 7.6, 4.8), layout="constrained")
-    axes = figure.subplots()
+    axes, annotated = figure.subplots(), set()
     for index, (label, points) in enumerate(series.items()):
         style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(points) > 1 else "none", "markersize": 8}
         axes.plot(*zip(*points, strict=True), marker=MARKERS[index % len(MARKERS)], label=label, **style)
         # Over network calls lines fall steeply: values stand above. Over training FLOP two lines may be close.
-        above = axis == "nfe" or index % 2 == 0
-        for point in points:
+        above = axis != "training_flop" or index % 2 == 0
+        for point in dict.fromkeys(point for point in points if point not in (GAP, *annotated)):
+            annotated.add(point)
             place = {"xytext": (7, 5) if above else (7, -13), "textcoords": "offset points"}
             axes.annotate(f"{point[1]:.1f}", point, fontsize=9, **place)
     axes.set(yscale="log", title=group_title(group), xlabel=AXES[axis], ylabel="FID (lower is better)")
@@ -110,7 +118,7 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     axes.margins(x=0.1, y=0.12)
     axes.grid(alpha=0.3, axis="y", which="both")
     axes.grid(alpha=0.3, axis="x")
-    figure.legend(loc="outside lower center", ncols=2)  # where it covers no point
+    figure.legend(loc="outside lower center", ncols=2 if longest < 60 else 1)  # where it covers no point
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from result_line import result
 
-from common.curves import curve_series, fid_curve
+from common.curves import GAP, curve_series, fid_curve
 
 
 def assert_is_a_picture(content: bytes) -> None:
@@ -47,24 +47,22 @@ def test_a_curve_has_a_line_for_each_model_or_way_of_running_it():
     }
 
 
-def test_what_a_last_training_run_costs_is_drawn_from_where_it_began():
-    """A line for each start and each loss, which the start's own FID begins; of other stages and seeds none."""
+def test_students_that_were_trained_on_are_drawn_from_where_each_began():
+    """A piece for each, by its FLOP since the first of its line; pieces by the same losses are one line."""
     pixels = {"loss": "l2", "feature_weight": None, "critic": None}
     frechet = pixels | {"critic": "frechet", "critic_weight": 0.5, "critic_images": "real"}
 
-    def student(name, fid, run=pixels, flop=1e15, start=None, **changes):
-        changes = {"stage": "one_step", "init_sha256": start, "training_runs": [run | {"flop": flop}]} | changes
+    def student(name, fid, flop, start=None, run=frechet, **changes):
+        changes = {"stage": "one_step", "init_sha256": start, "training_runs": [run], "training_flop": flop} | changes
         return result(checkpoint=name, fid=fid, **changes)
 
-    group = [student("first", 30.0), student("second", 60.0), student("a", 20.0, frechet, 4e14, "first")]
-    group += [student("b", 25.0, frechet, 2e14, "first"), student("c", 29.0, pixels, 2e14, "first")]
-    group += [student("d", 50.0, frechet, 2e14, "second"), student("e", 10.0, frechet, 3e14, "first", seed=5)]
-    group += [student("a", 21.0, frechet, 4e14, "first", arithmetic="bf16"), student("f", None, frechet, 5e14, "first")]
-    group += [student("g", 9.0, frechet, 3e14, "first", stage="four_step"), student("h", 9.0, frechet, 3e14, "lost")]
+    group = [student("first", 30.0, 1e15, run=pixels), student("a", 19.0, 3e15, "first"), student("b", 16.0, 4e15, "a")]
+    group += [student("a", 21.0, 3e15, "first", seed=5), student("c", 29.0, 2e15, "first", pixels)]
+    group += [student("d", None, 5e15, "first"), student("e", 9.0, 3e15, "lost")]
+    group += [student("f", 9.0, 3e15, "first", stage="four_step"), student("alone", 60.0, 1e15)]
     group += [result(training_runs=[]), result(), result(stage=None, checkpoint=None)]
-    assert curve_series(group, "last_run_flop") == {
-        "one-step student, l2 + 0.5 frechet (real images)": [(0, 30.0), (2e14, 25.0), (4e14, 20.0)],
-        "one-step student, l2": [(0, 30.0), (2e14, 29.0)],
-        "one-step student, l2 + 0.5 frechet (real images) [2]": [(0, 60.0), (2e14, 50.0)],
+    assert curve_series(group, "further_flop") == {
+        "one-step student, l2 + 0.5 frechet (real images)": [(0, 30.0), (2e15, 20.0), GAP, (2e15, 20.0), (3e15, 16.0)],
+        "one-step student, l2": [(0, 30.0), (1e15, 29.0)],
     }
-    assert_is_a_picture(fid_curve(group, "last_run_flop"))
+    assert_is_a_picture(fid_curve(group, "further_flop"))
