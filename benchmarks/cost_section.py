@@ -19,7 +19,7 @@ training FLOP at the {rate:.0f} GFLOP/s at which a teacher of preset `{preset}` 
 
 def cost_table(cost: dict) -> str:
     """A row for each model in a line of `benchmarks/model_cost.py`, as Markdown."""
-    header = ("model", "run", "NFE", "GFLOP", "ms alone", "ms in a batch", "hours to train there")
+    header = ("model", "run", "NFE", "GFLOP", "ms alone", "ms in a batch", "hours to train there, computed")
     return markdown_table(header, [_row(model, cost["training_flop_per_second"]) for model in cost["models"]])
 
 

@@ -1,12 +1,11 @@
 """The section of docs/results.md that compares students by the losses that trained them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import isclose
 
 from common.errors import UserError
 from common.files import canonical_json
-from common.lineage import losses_in_words
-from common.results import machines_of, name_of, run_of
+from common.results import group_title, last_losses_of, machines_of, name_of, run_of, short_id
 from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 
@@ -14,51 +13,51 @@ TITLE = "## Students by their losses"
 EQUAL_FLOP = """### From one start, for equal FLOP
 
 Each was trained on from the first row's student, for {flop:.2g} FLOP of all networks in the step
-(`benchmarks/loss_comparison.py`). *Losses* are those of that run alone."""
-IN_TURN = """### One training run after the other
+(`benchmarks/loss_comparison.py`)."""
+IN_TURN = """### One training run after another
 
-*Losses* are those of all runs behind a student."""
+*Began as* names the student that a run went on from."""
 SAME_FLOP = 0.02
 """Two runs whose FLOP differ by no more than this share count as equally long."""
-OPINION = """{described}The last two columns are a second opinion (`benchmarks/second_opinion.py`, {num_samples:,}
-samples, seed {seed}) in the features of a classifier of the same images that is part of no loss: the Fréchet distance
-to the images that were held out from all training ({distance:.3f} for {count:,} of the training images, which the
-classifier has seen), and the share of samples that lie closer to a training image than other training images do
-({closer:.1%} of the held-out images). Such a network may rank a guided teacher and its students otherwise than FID: the
-columns are for comparing a finished student with the one that it began as."""
+OPINION = """A row is of a student after one more training run, by the *losses* of that run. {described}The last
+two columns are a second opinion (`benchmarks/second_opinion.py`, {num_samples:,} samples, seed {seed}) in the features
+of a classifier of the same images that is part of no loss: the Fréchet distance to the images that were held out from
+all training ({distance:.3f} for {count:,} of the training images, which the classifier has seen), and the share of
+samples that lie closer to a training image than other training images do ({closer:.1%} of the held-out images). FID,
+KID, MSE and both of these are better where they are lower. Such a network may rank a guided teacher and its students
+otherwise than FID: the columns are for comparing a finished student with the one that it began as."""
 DESCRIPTIONS = {
-    "FID": "FID and its like are as above, of as many samples as the column says.",
-    "features' FLOP": "*Features' FLOP* are the training of the networks in the losses, once for all students.",
-    "MSE": "*MSE* is against the teacher's images from the same noise, on held-out pairs.",
+    "classifiers' FLOP": "*Classifiers' FLOP* trained the networks in the losses, once for all students. ",
+    "MSE": "*MSE* is against the teacher's images from the same noise, on held-out pairs. ",
 }
 """What is said of a column that there is."""
 HEADER = (
-    *("model", "losses", "training FLOP", "features' FLOP", "samples", "FID", "KID x 1000", "precision", "recall"),
-    *("MSE", "distance to held-out", "closer than real"),
+    *("model", "id", "began as", "losses", "training FLOP", "classifiers' FLOP", "FID", "KID x 1000"),
+    *("precision", "recall", "MSE", "distance to held-out", "closer than real"),
 )
-SAME = ("checkpoint", "guide", "solver", "num_steps", "guidance_scale", "guidance_interval")
-"""What a line of either kind says of how images were drawn; beside them `guide_scale`, which early lines lack."""
+SAME = ("checkpoint", "guide", "solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
+"""What a line of either kind says of how images were drawn."""
 
 
-def losses_section(results: Sequence[dict], opinions: Sequence[dict]) -> str:
+def losses_section(results: Sequence[dict], opinions: Sequence[dict], shipped: Collection[str] = ()) -> str:
     """`results`: lines of `compute_fid.py`, of which those are shown that compare the most models.
 
     `opinions`: lines of `benchmarks/second_opinion.py`, at least one; of a model that was judged twice the last counts.
-    Raises UserError where they do not compare.
+    `shipped`: hashes of the models whose rows are marked. Raises UserError where opinions do not compare.
     """
     opinions = list({_way_of(opinion): opinion for opinion in opinions}.values())
     if len({tuple(line[name] for name in ("judge", "num_samples", "seed")) for line in opinions}) > 1:
         raise UserError("the second opinions differ in judge, num_samples or seed: they make no table")
     compared = _trained_on_alike(opinions)
-    header, rows = _table(results, [opinion for opinion in opinions if opinion not in compared[1:]])
-    paragraphs, columns = [markdown_table(header, rows)], {*header}
+    table, columns = _table(results, [opinion for opinion in opinions if opinion not in compared[1:]], shipped)
+    paragraphs = [table]
     if compared:
-        header, rows = _table(results, compared, last_run_only=True)
         title = EQUAL_FLOP.format(flop=compared[1]["training_runs"][-1]["flop"])
-        paragraphs, columns = [IN_TURN, *paragraphs, title, markdown_table(header, rows)], columns | {*header}
+        table, more_columns = _table(results, compared, shipped)
+        paragraphs, columns = [IN_TURN, *paragraphs, title, table], columns | more_columns
     real = opinions[0]["real"]
     notes = OPINION.format(
-        described="".join(f"{text}\n" for column, text in DESCRIPTIONS.items() if column in columns),
+        described="".join(text for column, text in DESCRIPTIONS.items() if column in columns),
         num_samples=opinions[0]["num_samples"],
         seed=opinions[0]["seed"],
         distance=real["frechet_distance"],
@@ -85,19 +84,26 @@ def _as_long(one: dict, other: dict) -> bool:
     return isclose(*(opinion["training_runs"][-1]["flop"] for opinion in (one, other)), rel_tol=SAME_FLOP)
 
 
-def _table(
-    results: Sequence[dict], opinions: Sequence[dict], last_run_only: bool = False
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    stages = list(STAGES)
-    opinions = sorted(opinions, key=lambda opinion: (stages.index(opinion["stage"]), opinion["training_flop"]))
+def _table(results: Sequence[dict], opinions: Sequence[dict], shipped: Collection[str]) -> tuple[str, set[str]]:
+    """As Markdown, with what its FIDs are of; and its columns. The shortest training first, then the fewest losses."""
+
+    def order(opinion: dict) -> tuple:
+        return list(STAGES).index(opinion["stage"]), round(opinion["training_flop"], -13), len(last_losses_of(opinion))
+
+    opinions = sorted(opinions, key=order)
     measured = _comparable(results, opinions)
-    rows = [_row(opinion, measured.get(_way_of(opinion), {}), last_run_only) for opinion in opinions]
-    return without_empty_columns(HEADER, rows)
+    rows = [_row(opinion, measured.get(_way_of(opinion), {}), opinion["checkpoint"] in shipped) for opinion in opinions]
+    header, rows = without_empty_columns(HEADER, rows)
+    protocol = ""
+    if measured:
+        first, *_ = measured.values()
+        protocol = f"\n\nFID: {group_title([first])}, sampling seed {first['seed']}."
+    return markdown_table(header, rows) + protocol, {*header}
 
 
 def _way_of(line: dict) -> str:
     """Which model was run, and how: the same for a result and an opinion."""
-    return canonical_json([line.get("guide_scale", 1.0), *(line[name] for name in SAME)])
+    return canonical_json([line[name] for name in SAME])
 
 
 def _comparable(results: Sequence[dict], opinions: Sequence[dict]) -> dict[str, dict]:
@@ -111,15 +117,15 @@ def _comparable(results: Sequence[dict], opinions: Sequence[dict]) -> dict[str, 
     return max(groups.items(), key=lambda item: (len(ways & item[1].keys()), item[0][0]), default=((), {}))[1]
 
 
-def _row(opinion: dict, measured: dict, last_run_only: bool) -> tuple[str, ...]:
-    is_teacher = opinion["stage"] == "teacher"
-    runs = opinion["training_runs"][-1:] if last_run_only else opinion["training_runs"]
+def _row(opinion: dict, measured: dict, is_shipped: bool) -> tuple[str, ...]:
+    model = f"{name_of(opinion)}, {run_of(opinion)}" if opinion["stage"] == "teacher" else name_of(opinion)
     return (
-        f"{name_of(opinion)}, {run_of(opinion)}" if is_teacher else name_of(opinion),
-        "; then ".join(map(losses_in_words, runs)),
+        f"**{model}**, shipped" if is_shipped else model,
+        short_id(opinion["checkpoint"]),
+        short_id(opinion["init_sha256"]),
+        last_losses_of(opinion),
         f"{opinion['training_flop']:.3g}",
         _figure(opinion["feature_networks_flop"] or None, ".3g"),
-        _figure(measured.get("num_samples"), ","),
         _figure(measured.get("fid"), ".2f"),
         _figure(measured.get("kid") and 1000 * measured["kid"], ".2f"),
         _figure(measured.get("precision"), ".3f"),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from benchmarks.commands_section import commands_section
 from benchmarks.cost_section import NEEDED_OF_COST, cost_section
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
 from benchmarks.losses_section import losses_section
@@ -20,14 +21,15 @@ from benchmarks.search_page import CHOOSING_SEED
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import ArgumentParser, run
 from common.curves import GAP, curve_series, fid_curve
-from common.data import CIFAR10_NAMES
 from common.errors import UserError
 from common.files import ROOT, write_bytes, write_text
+from common.lineage import feature_networks_flop
 from common.results import (
     NEEDED_OF_OPINIONS,
     comparable_groups,
     group_title,
     in_reading_order,
+    machine_of,
     machines_of,
     name_of,
     read_results,
@@ -63,17 +65,18 @@ def main() -> None:
     earlier = [result for result in results if result["checkpoint"] not in files]
 
     table = headline(current, files)  # which may refuse: before anything is written
-    sections = [INTRODUCTION, shipped_section(shipped)]
+    groups = [in_reading_order(group) for group in comparable_groups(current)]
+    sections = [INTRODUCTION, shipped_section(shipped), *map(group_section, groups)]
     costs = read_results(ROOT / "docs" / "cost.jsonl", NEEDED_OF_COST)
     sections += cost_section(costs, [checkpoint.sha256 for checkpoint in shipped if not is_guide(checkpoint)])
-    sections += [group_section(group, files) for group in comparable_groups(current)]
     sections += curve_sections(current, results, out)
     if tried := read_results(ROOT / "docs" / "guidance.jsonl", NEEDED_OF_GUIDED):
         sections.append(guidance_section(tried))
     if opinions := read_results(ROOT / "docs" / "second_opinion.jsonl", NEEDED_OF_OPINIONS):
-        sections.append(losses_section(results, opinions))
-    sections += [earlier_section(group) for group in comparable_groups(earlier)]
+        sections.append(losses_section(results, opinions, files))
     sections.append(published_section())
+    sections += [earlier_section(group) for group in comparable_groups(earlier)]
+    sections.append(commands_section(groups, files))
     write_text(out / PAGE, "\n\n".join(sections) + "\n")
     readme = (ROOT / README).read_text(encoding="utf-8")
     before, mark, after = readme.partition(HEADLINE_MARK)
@@ -88,12 +91,10 @@ that is needed to repeat it, and from the other files of lines that its sections
 samples rises, and depends on the reference: figures compare within a table, not across tables. KID is the mean over 100
 subsets of 1,000; precision and recall are for k = 3 and 10,000 images of each side, or as many as there are samples.
 *JPEG CIFAR-10* is the 50,000 training images as JPEG files (quality 75, 4:2:0 chroma): figures against it are not those
-of the published protocol, which takes the originals. In the commands, FOLDER is the folder of these files, and
-STATISTICS.npz the mean and covariance of their features, as `compute_fid.py --reference FOLDER` leaves them in
-data/features/*/statistics.npz: they give FID alone. CFG is classifier-free guidance; autoguidance is by the guide, a
+of the published protocol, which takes the originals. CFG is classifier-free guidance; autoguidance is by the guide, a
 weaker network. Settings were chosen by seed 1000, which favours what they were chosen for: fresh seeds may score a
 little worse. Tables that begin with *Not shipped* are of earlier models, and of what came on the way to the shipped
-ones."""
+ones. [The commands](#the-commands) that measured the shipped models stand at the end."""
 
 
 def is_guide(checkpoint: Checkpoint) -> bool:
@@ -109,15 +110,14 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
             f"{count_values(checkpoint.model):,}",
             f"{checkpoint.path.stat().st_size / 1e6:.2f}",
             f"{checkpoint.header['training_flop']:.3g}",
-            f"{checkpoint.header['images_seen']:,}",
         )
         for checkpoint in shipped
     ]
-    header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP", "training examples")
+    header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP")
+    classifiers = max(feature_networks_flop(checkpoint.header) for checkpoint in shipped)
     notes = (
-        "Training FLOP are the model's own: a student's come on top of its teacher's, and of the pairs'. Where it\n"
-        "began as another student, that one's FLOP are among them, its examples are not. An example is one network\n"
-        "call: an image that a four-step student makes in `finish_student.py` is four of them."
+        "Training FLOP are the model's own, with those of the student that it began as. A student's come on top of\n"
+        f"its teacher's, of the pairs' and of the {classifiers:.3g} of the classifiers in its losses."
     )
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 
@@ -161,7 +161,7 @@ def by_seed(group: Sequence[dict]) -> list[list[dict]]:
     ways: dict[tuple, list[dict]] = {}
     for result in group:
         if result["fid"] is not None:
-            how = (run_of(result), result["arithmetic"], result.get("device"), result["batch_size"])
+            how = (run_of(result), result["arithmetic"], result["device"], result["batch_size"])
             ways.setdefault((result["checkpoint"], result["guide"], *how), []).append(result)
     return list(ways.values())
 
@@ -170,19 +170,22 @@ def mean_fid(results: Sequence[dict]) -> float:
     return fmean(result["fid"] for result in results)
 
 
-def group_section(group: Sequence[dict], files: dict[str, str]) -> str:
-    group = in_reading_order(group)
-    commands = "\n".join(commands_of(group, files))
+def group_section(group: Sequence[dict]) -> str:
     sizes = " or ".join(str(size) for size in sorted({result["batch_size"] for result in group}))
     versions = " or ".join(sorted({result["versions"].get("torch", "unknown") for result in group}))
-    measured_on = f"Measured on: {machines_of(group)}, in batches of {sizes}, by PyTorch {versions}. The commands:"
-    paragraphs = [f"## {group_title(group)}", markdown_table(*table_of(group)), *spread_over_seeds(group), measured_on]
-    return "\n\n".join([*paragraphs, f"```bash\n{commands}\n```"])
+    measured = f"{measured_on(group)} In batches of {sizes}, by PyTorch {versions}.".lstrip()
+    paragraphs = [f"## {group_title(group)}", markdown_table(*table_of(group)), *spread_over_seeds(group), measured]
+    return "\n\n".join(paragraphs)
 
 
 def earlier_section(group: Sequence[dict]) -> str:
     table = markdown_table(*table_of(group, with_losses=True))
-    return f"## Not shipped: {group_title(group)}\n\n{table}\n\nMeasured on: {machines_of(group)}."
+    return f"## Not shipped: {group_title(group)}\n\n{table}\n\n{measured_on(group)}".rstrip()
+
+
+def measured_on(group: Sequence[dict]) -> str:
+    """A sentence, where the table of the group does not say it of each row."""
+    return f"Measured on: {machine_of(group[0])}." if len(set(map(machine_of, group))) == 1 else ""
 
 
 def spread_over_seeds(group: Sequence[dict]) -> list[str]:
@@ -195,36 +198,6 @@ def spread_over_seeds(group: Sequence[dict]) -> list[str]:
             mean = f"{mean_fid(results):.2f}"
             lines.append(f"- {name_of(first)}, {run}: {mean}, standard deviation {spread:.2f} of {len(results)} seeds")
     return ["FID, mean over sampling seeds:\n\n" + "\n".join(lines)] if lines else []
-
-
-def commands_of(group: Sequence[dict], files: dict[str, str]) -> list[str]:
-    """A command for each way of running, over all the checkpoints that were run so. `files`: by their hash."""
-    run_so: dict[str, list[str]] = {}
-    for result in group:
-        run_so.setdefault(options_of(result, files), []).append(files[result["checkpoint"]])
-    return [f"python compute_fid.py {' '.join(names)} \\\n    {options}" for options, names in run_so.items()]
-
-
-def options_of(result: dict, files: dict[str, str]) -> str:
-    lines = []
-    if result["stage"] == "teacher":
-        low, high = result["guidance_interval"]
-        guidance = f"--guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}"
-        lines.append(f"--solver {result['solver']} --num-steps {result['num_steps']} {guidance}")
-        if result["guide"]:
-            lines.append(f"--guide {files.get(result['guide'], 'GUIDE')} --guide-scale {result['guide_scale']:g}")
-    if result["classes"]:
-        lines.append("--classes " + " ".join(result["classes"]))
-    drawing = f"--batch-size {result['batch_size']} --precision {result['arithmetic']}"
-    lines.append(f"--num-samples {result['num_samples']} --seed {result['seed']} {drawing}")
-    if result["fid"] is None:
-        lines.append("--kid-only")
-    if result["reference"] in CIFAR10_NAMES:
-        lines.append(f"--reference {result['reference']}")
-    else:
-        kind = "STATISTICS.npz" if result["reference_count"] is None else "FOLDER"
-        lines.append(f'--reference {kind} --reference-name "{result["reference"]}"')
-    return " \\\n    ".join(lines)
 
 
 def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) -> list[str]:
@@ -248,7 +221,7 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
             )
             write_bytes(out / FIGURES[axis], fid_curve(group, axis))
             picture = f"![{title}, {group_title(group)}]({Path(FIGURES[axis]).name})"
-            notes = "Each teacher is autoguided by a guide of its own, whose FLOP are not counted. "
+            notes = "The guides of autoguided teachers are not all of one kind, and their FLOP are not counted. "
             notes = notes if axis == "training_flop" and any(result["guide"] for result in group) else ""
             sections.append(f"## {title}\n\n{picture}\n\n{notes}Measured on: {machines_of(group)}.")
     return sections
@@ -263,7 +236,8 @@ def published_section() -> str:
     rows = [
         (
             entry["model"],
-            entry["parameters"],
+            entry["size"],
+            entry["conditional"],
             str(entry["nfe"]),
             entry["fid"],
             entry["samples"],
@@ -272,7 +246,7 @@ def published_section() -> str:
         )
         for entry in published
     ]
-    header = ("model", "parameters", "NFE", "FID", "samples", "reference", "source")
+    header = ("model", "size", "conditional", "NFE", "FID", "samples", "reference", "source")
     return (
         "## Published figures\n\nOf other models, from their authors; not by the protocol of the tables above, whose\n"
         "reference is JPEG images, and whose samples are as many as each says.\n\n" + markdown_table(header, rows)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import chain, count
 from math import nan
 from statistics import fmean
 
@@ -45,7 +46,9 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
             fids.setdefault(result[axis], []).append(result["fid"])
         points = sorted((place, fmean(values)) for place, values in fids.items())
         if axis == "nfe" or len(points) > 1:
-            _add_labelled(labelled, _series_label(results, axis), points)
+            label = _series_label(results, axis)
+            numbered = chain([label], (f"{label} [{number}]" for number in count(2)))
+            labelled[next(name for name in numbered if name not in labelled)] = points  # of two students, say
     return labelled
 
 
@@ -74,14 +77,6 @@ def _series_of_students(group: Sequence[dict]) -> dict[str, Points]:
     return {label: [point for piece in sorted(of) for point in (GAP, *piece)][1:] for label, of in pieces.items()}
 
 
-def _add_labelled(labelled: dict[str, Points], label: str, points: Points) -> None:
-    """Adds a line, by a label of its own."""
-    unique, number = label, 2
-    while unique in labelled:  # of two students, say
-        unique, number = f"{label} [{number}]", number + 1
-    labelled[unique] = points
-
-
 def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     """FID over one of `AXES` as a PNG: a line for each model and way of running it, or a lone marker.
 
@@ -94,16 +89,17 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     longest = max(map(len, series))
     wide = longest > 40  # two columns of such labels need the room
     figure = Figure(figsize=(10.4 if wide else 7.6, 4.8), layout="constrained")
-    axes, annotated = figure.subplots(), set()
+    axes, annotated = figure.subplots(), {GAP}
     for index, (label, points) in enumerate(series.items()):
         style = {"linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(points) > 1 else "none", "markersize": 8}
         axes.plot(*zip(*points, strict=True), marker=MARKERS[index % len(MARKERS)], label=label, **style)
         # Over network calls lines fall steeply: values stand above. Over training FLOP two lines may be close.
         above = axis != "training_flop" or index % 2 == 0
-        for point in dict.fromkeys(point for point in points if point not in (GAP, *annotated)):
-            annotated.add(point)
-            place = {"xytext": (7, 5) if above else (7, -13), "textcoords": "offset points"}
-            axes.annotate(f"{point[1]:.1f}", point, fontsize=9, **place)
+        for point in points:
+            if point not in annotated:
+                place = {"xytext": (7, 5) if above else (7, -13), "textcoords": "offset points"}
+                axes.annotate(f"{point[1]:.1f}", point, fontsize=9, **place)
+                annotated.add(point)
     axes.set(yscale="log", title=group_title(group), xlabel=AXES[axis], ylabel="FID (lower is better)")
     if axis == "nfe":
         axes.set_xscale("log", base=2)

@@ -75,6 +75,16 @@ def name_of(result: dict) -> str:
     return STAGES[result["stage"]].label if result["stage"] else result["name"]
 
 
+def short_id(sha256: str | None) -> str:
+    """The start of a checkpoint's hash, for a table; of nothing, nothing."""
+    return f"`{sha256[:8]}`" if sha256 else ""
+
+
+def last_losses_of(result: dict) -> str:
+    """What the last training run of a student added up; of a teacher nothing."""
+    return losses_in_words(result["training_runs"][-1]) if result["training_runs"] else ""
+
+
 def run_of(result: dict) -> str:
     """How a teacher was run; a student is its own way to run."""
     if result["stage"] is None:
@@ -84,13 +94,16 @@ def run_of(result: dict) -> str:
 
 
 def comparable_groups(results: Sequence[dict]) -> list[list[dict]]:
-    """The results with one sample count, reference and Inception together: FID at different counts does not compare."""
+    """The results with one sample count, reference and Inception together: FID at different counts does not compare.
+
+    The most samples first.
+    """
     groups: dict[tuple, list[dict]] = {}
     for result in results:
         key = tuple(result[name] for name in ("num_samples", "reference_sha256", "inception_sha256"))
         key = (*key, canonical_json(result["classes"]))
         groups.setdefault(key, []).append(result)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: -group[0]["num_samples"])
 
 
 def group_title(group: Sequence[dict]) -> str:
@@ -105,9 +118,13 @@ def in_reading_order(group: Sequence[dict]) -> list[dict]:
     return sorted(group, key=lambda result: (list(STAGES).index(result["stage"]), -result["nfe"], result["seed"]))
 
 
+def machine_of(result: dict) -> str:
+    return f"{result['machine']}, {result['arithmetic']}"
+
+
 def machines_of(group: Sequence[dict]) -> str:
     """What the group was measured on."""
-    return "; ".join(sorted({f"{result['machine']}, {result['arithmetic']}" for result in group}))
+    return "; ".join(sorted(set(map(machine_of, group))))
 
 
 def table_of(
@@ -115,13 +132,18 @@ def table_of(
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A header, and a row for each result. What was measured of none has no column; of some, empty cells.
 
-    `with_losses`: also the losses of a student's last training run.
+    `with_losses`: also the losses of a student's last training run, and the start of each model's hash.
     `with_times`: also how long an image took, where all results are of one machine and arithmetic: others would not
     compare. What else the machine did meanwhile is not on record (`benchmarks/model_cost.py` is for that).
     """
-    with_times &= len({(result["machine"], result["arithmetic"]) for result in group}) == 1
-    left_out = {title for title, wanted in ((TIME_COLUMN, with_times), (LOSSES_COLUMN, with_losses)) if not wanted}
-    columns = {title: show for title, show in COLUMNS.items() if title not in left_out}
+    on_one_machine = len(set(map(machine_of, group))) == 1
+    wanted = {
+        TIME_COLUMN: with_times and on_one_machine,
+        MACHINE_COLUMN: not on_one_machine,
+        LOSSES_COLUMN: with_losses,
+        ID_COLUMN: with_losses,
+    }
+    columns = {title: show for title, show in COLUMNS.items() if wanted.get(title, True)}
     return without_empty_columns(columns, [[show(result) for show in columns.values()] for result in group])
 
 
@@ -136,10 +158,12 @@ def _number(value: float | None, digits: int, scale: float = 1) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
 
 
-TIME_COLUMN, LOSSES_COLUMN = "ms an image", "losses of its last run"
+TIME_COLUMN, MACHINE_COLUMN = "ms an image", "measured on"
+ID_COLUMN, LOSSES_COLUMN = "id", "losses of its last run"
 COLUMNS: dict[str, Callable[[dict], str]] = {
     "model": name_of,
-    LOSSES_COLUMN: lambda result: losses_in_words(result["training_runs"][-1]) if result.get("training_runs") else "",
+    ID_COLUMN: lambda result: short_id(result["checkpoint"]),
+    LOSSES_COLUMN: last_losses_of,
     "training FLOP": lambda result: f"{result['training_flop']:.3g}" if result["training_flop"] else "",
     "run": run_of,
     "NFE": lambda result: f"{result['nfe']:g}" if result["nfe"] else "",
@@ -149,5 +173,6 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "precision": lambda result: _number(result["precision"], 3),
     "recall": lambda result: _number(result["recall"], 3),
     "seed": lambda result: "" if result["seed"] is None else str(result["seed"]),
+    MACHINE_COLUMN: machine_of,
 }
 """Of `table_of`: how each column shows a result."""

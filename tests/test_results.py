@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from result_line import result
 
-from common.curves import fid_curve
 from common.errors import UserError
 from common.files import folder_to_oneself
 from common.results import append_result, comparable_groups, read_results, run_of, table_of
@@ -56,9 +55,19 @@ def test_only_what_compares_stands_in_one_table():
     assert [len(group) for group in comparable_groups(lines)] == [2, 1, 1, 1]
 
 
-def test_classes_stand_apart_and_kid_alone_is_not_drawn():
+def test_classes_stand_apart():
     assert len(comparable_groups([result(), result(classes=["cat"])])) == 2
-    assert fid_curve([result(), result(num_steps=1, nfe=1, fid=None)])
+
+
+def test_the_table_of_the_most_samples_comes_first():
+    groups = comparable_groups([result(num_samples=number) for number in (5000, 50_000, 10_000)])
+    assert [group[0]["num_samples"] for group in groups] == [50_000, 10_000, 5000]
+
+
+def test_where_machines_differ_each_row_names_its_own():
+    header, rows = table_of([result(), result(machine="another", arithmetic="bf16")])
+    assert [row[header.index("measured on")] for row in rows] == ["some machine, fp32", "another, bf16"]
+    assert "measured on" not in table_of([result(), result(seed=1)])[0]
 
 
 def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
@@ -82,7 +91,8 @@ def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
     finished = result(stage="one_step", training_runs=[run, run | {"loss": "pseudo-huber"}])
     header, rows = table_of([result(), finished], with_losses=True)
     assert [row[header.index("losses of its last run")] for row in rows] == ["", "pseudo-huber"]
-    assert "losses of its last run" not in table_of([finished])[0]
+    assert [row[header.index("id")] for row in rows] == ["`aaaaaaaa`", "`aaaaaaaa`"]
+    assert not {"id", "losses of its last run"} & {*table_of([finished])[0]}
 
 
 def test_tables_line_up():

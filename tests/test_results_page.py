@@ -1,14 +1,16 @@
 """The page of results, its sections, and the README's table."""
 
 import shutil
+import subprocess
 
 import pytest
 from conftest import ROOT
 from result_line import result
 
+from benchmarks.commands_section import commands_of, options_of
 from benchmarks.guidance_section import guidance_section
 from benchmarks.losses_section import losses_section
-from benchmarks.results_page import headline, options_of, spread_over_seeds
+from benchmarks.results_page import headline, spread_over_seeds
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
 from common.results import append_result, read_results
@@ -33,15 +35,43 @@ def test_the_page_shows_what_was_measured_of_the_shipped_models():
         assert all(f"| {line['fid']:.2f} |" in page for line in measured)
 
 
-def test_a_command_on_the_page_names_the_shipped_guide_and_what_kind_of_reference():
+def test_a_command_on_the_page_names_the_shipped_guide():
     guides = {"d" * 64: "checkpoints/pretrained/guide.safetensors"}
-    guided = result(guide="d" * 64, guide_scale=2.0, guidance_scale=1.0, reference_count=None, reference="all")
+    guided = result(guide="d" * 64, guide_scale=2.0, guidance_scale=1.0)
     options = options_of(guided, guides)
     assert "--guide checkpoints/pretrained/guide.safetensors --guide-scale 2" in options
-    assert '--reference STATISTICS.npz --reference-name "all"' in options
     assert "--guide GUIDE" in options_of(guided | {"guide": "e" * 64}, guides)
-    plain = options_of(result(), guides)
-    assert "--guide " not in plain and '--reference FOLDER --reference-name "JPEG CIFAR-10"' in plain
+    assert "--guide " not in options_of(result(), guides)
+
+
+def test_the_commands_on_the_page_run_each_model_with_each_seed(tmp_path):
+    """In a shell, in which `python` says what it was asked."""
+    files = {"a" * 64: "teacher.safetensors", "b" * 64: "four_step.safetensors", "c" * 64: "student.safetensors"}
+    students = [
+        result(stage=stage, checkpoint=letter * 64) for stage, letter in (("four_step", "b"), ("one_step", "c"))
+    ]
+    group = [result(), result(seed=1), result(seed=1, num_steps=2), *students]
+    script = 'python() { echo "$@"; }\n' + commands_of(group, files)
+    calls = subprocess.run(
+        ["bash", "-eu"], input=script, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    drawn, shared = "--batch-size 64 --precision fp32", "--num-samples 10000 --reference FOLDER --reference-name JPEG"
+    teacher = f"compute_fid.py teacher.safetensors {drawn} --solver euler --num-steps"
+    cfg = "--guidance-scale 2 --guidance-interval 0.1 0.8"
+    assert [call.replace(" CIFAR-10", "").replace(f" {shared}", "") for call in calls] == [
+        f"{teacher} 4 {cfg} --seed 0",
+        f"{teacher} 4 {cfg} --seed 1",
+        f"{teacher} 2 {cfg} --seed 1",
+        f"compute_fid.py four_step.safetensors student.safetensors {drawn} --seed 0",
+    ]
+    assert all(shared in call for call in calls)
+
+
+def test_the_commands_on_the_page_name_what_all_share():
+    line = result(reference_count=None, reference="all", classes=["cat", "dog"], fid=None)
+    shared = "--num-samples 10000 --classes cat dog --kid-only --reference STATISTICS.npz --reference-name all; }"
+    assert commands_of([line], {"a" * 64: "teacher.safetensors"}).splitlines()[0].endswith(shared)
+    assert "--reference cifar10; }" in commands_of([result(reference="cifar10")], {"a" * 64: "teacher.safetensors"})
 
 
 def test_the_readme_compares_all_of_the_shipped_models_and_says_which_seed_chose():
@@ -99,47 +129,82 @@ def test_the_settings_that_were_tried_are_shown_best_first():
         guidance_section([*tried, result(stage="one_step")])
 
 
-def test_students_are_compared_by_their_losses():
-    """By results of one protocol that there are of all of them, and the teacher first."""
-    drawn = {"stage": "one_step", "checkpoint": "1" * 64, "num_steps": 1, "guidance_scale": 1.0}
-    guided = {"guide_scale": 1.0}
-    pixels = {"loss": "l2", "feature_weight": None, "critic": None, "critic_images": None, "critic_weight": None}
-    features = pixels | {"loss": "features", "feature_weight": 0.2}
-    finished = features | {"critic": "frechet", "critic_weight": 0.01, "critic_images": "real", "num_networks": 2}
-    real = {"count": 9000, "frechet_distance": 0.5, "closer_than_real": 0.45}
-    judged = {"frechet_distance": 3.25, "closer_than_real": 0.41, "held_out_error": 0.0213, "judge": "e" * 64}
-    judged |= {"num_samples": 10_000, "real": real, "feature_networks_flop": 2e14, "training_runs": [pixels, finished]}
-    student = result(**drawn) | guided | judged
-    teacher = result() | guided | judged | {"held_out_error": None, "training_runs": [], "feature_networks_flop": 0}
-    results = [result(), result(**drawn, fid=20.0), result(**drawn, fid=12.5, num_samples=50_000)]
-    results.append(result(**drawn | {"checkpoint": "2" * 64}, fid=11.0, num_samples=50_000))
-    results += [result(**drawn, fid=8.0, reference_sha256="d" * 64), result(**drawn, fid=7.0, seed=5)]
-    results.append(result(**drawn, fid=None, num_samples=60_000))
-    results.append(result(**drawn, fid=9.0, classes=["cat"], num_samples=70_000))
+PIXELS = {"loss": "l2", "feature_weight": None, "critic": None, "critic_images": None, "critic_weight": None}
+FEATURES = PIXELS | {"loss": "features", "feature_weight": 0.2}
+FINISHED = FEATURES | {
+    "critic": "frechet",
+    "critic_weight": 0.01,
+    "critic_images": "real",
+    "num_networks": 2,
+    "flop": 1e14,
+}
+DRAWN = {"stage": "one_step", "checkpoint": "1" * 64, "num_steps": 1, "guidance_scale": 1.0}
 
-    section = losses_section(results, [student, teacher])
+
+def opinion(**changes) -> dict:
+    """A line like those of `second_opinion.py`."""
+    judged = {"frechet_distance": 3.25, "closer_than_real": 0.41, "held_out_error": 0.0213, "judge": "e" * 64}
+    real = {"count": 9000, "frechet_distance": 0.5, "closer_than_real": 0.45}
+    judged |= {"real": real, "feature_networks_flop": 2e14, "training_runs": [PIXELS, FINISHED]}
+    return result(**DRAWN) | judged | changes
+
+
+OF_TEACHER = result() | {"held_out_error": None, "training_runs": [], "feature_networks_flop": 0}
+
+
+def rows_of(section: str) -> list[dict[str, str]]:
     header, _, *lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
-    rows = [dict(zip(header, line, strict=True)) for line in lines]
-    assert "recall" not in header and "MSE" in header  # measured of nobody; of one
-    assert [row["model"].split(",")[0] for row in rows] == ["teacher", "one-step student"]
-    assert rows[1]["FID"] == "20.00" and rows[1]["samples"] == "10,000" and rows[1]["MSE"] == "0.0213"
-    assert rows[1]["losses"] == "l2; then pseudo-huber + 0.2 features + 0.01 frechet (real images) by 2 networks"
-    assert rows[1]["closer than real"] == "41.0%" and "(45.0% of the" in section
-    again = losses_section(results, [student, teacher, student | {"held_out_error": 0.02, "arithmetic": "bf16"}])
-    assert again.count("one-step student") == 1 and "0.0200" in again and "0.0213" not in again
-    alone = losses_section([line for line in results if line["stage"] != "teacher"], [student])
-    assert "| 50,000 | 12.50 |" in alone
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def test_students_are_compared_by_the_losses_of_their_last_run():
+    teacher, student = opinion(**OF_TEACHER), opinion(init_sha256="9" * 64)
+    section = losses_section([result(), result(**DRAWN, fid=20.0)], [student, teacher], ["1" * 64])
+    rows = rows_of(section)
+    assert [row["model"].split(",")[0] for row in rows] == ["teacher", "**one-step student**"]  # which is shipped
+    assert "recall" not in rows[1] and rows[0]["MSE"] == ""  # measured of nobody; of one
+    assert rows[1]["id"] == "`11111111`" and rows[1]["began as"] == "`99999999`"
+    assert rows[1]["losses"] == "pseudo-huber + 0.2 features + 0.01 frechet (real images) by 2 networks"
+    assert rows[1]["FID"] == "20.00" and rows[1]["MSE"] == "0.0213" and rows[1]["closer than real"] == "41.0%"
+    assert "10,000 samples against JPEG CIFAR-10" in section and "(45.0% of the" in section
     assert "equal FLOP" not in section
 
-    begun = {"init_sha256": student["checkpoint"]}
+
+def test_students_are_compared_by_results_of_one_protocol_that_there_are_of_the_most():
+    results = [result(), result(**DRAWN, fid=20.0), result(**DRAWN, fid=12.5, num_samples=50_000)]
+    results.append(result(**DRAWN | {"checkpoint": "2" * 64}, fid=11.0, num_samples=50_000))
+    results += [result(**DRAWN, fid=8.0, reference_sha256="d" * 64), result(**DRAWN, fid=7.0, seed=5)]
+    results.append(result(**DRAWN, fid=None, num_samples=60_000))
+    results.append(result(**DRAWN, fid=9.0, classes=["cat"], num_samples=70_000))
+    teacher = opinion(**OF_TEACHER)
+    assert rows_of(losses_section(results, [opinion(), teacher]))[1]["FID"] == "20.00"
+    of_students = [line for line in results if line["stage"] != "teacher"]
+    assert rows_of(losses_section(of_students, [opinion()]))[0]["FID"] == "12.50"
+
+
+def test_of_a_student_that_was_judged_twice_the_last_opinion_counts():
+    (row,) = rows_of(losses_section([], [opinion(), opinion(held_out_error=0.02, arithmetic="bf16")]))
+    assert row["MSE"] == "0.0200"
+
+
+def test_students_of_one_start_and_equal_flop_have_a_table_of_their_own():
+    student = opinion(training_runs=[PIXELS])
     alike = [
-        student | begun | {"checkpoint": str(digit) * 64, "training_runs": [pixels, {**features, "flop": flop}]}
-        for digit, flop in ((4, 2.0e14), (5, 2.01e14), (6, 3e14))
+        opinion(
+            init_sha256=student["checkpoint"],
+            checkpoint=digit * 64,
+            training_runs=[PIXELS, {**FEATURES, "flop": flop}],
+        )
+        for digit, flop in (("4", 2.0e14), ("5", 2.01e14), ("6", 3e14))
     ]
-    before, title, after = losses_section(results, [student, *alike]).partition("### From one start, for equal FLOP")
-    assert title and before.count("| one-step student |") == 2 and after.count("| one-step student |") == 3
-    assert before.count("l2; then pseudo-huber + 0.2 features |") == 1
-    assert after.count("| pseudo-huber + 0.2 features |") == 2 and "for 2e+14 FLOP" in after
-    for line in (student | {"seed": 1, "checkpoint": "3" * 64}, teacher | {"judge": "f" * 64, "checkpoint": "3" * 64}):
-        with pytest.raises(UserError, match="make no table"):
-            losses_section(results, [student, teacher, line])
+    section = losses_section([], [student, *alike])
+    before, title, after = section.partition("### From one start, for equal FLOP")
+    assert title and "for 2e+14 FLOP" in after
+    assert [row["id"] for row in rows_of(before)] == ["`11111111`", "`66666666`"]
+    assert [row["id"] for row in rows_of(after)] == ["`11111111`", "`44444444`", "`55555555`"]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"num_samples": 5}, {"judge": "f" * 64}])
+def test_opinions_that_do_not_compare_are_refused(other):
+    with pytest.raises(UserError, match="make no table"):
+        losses_section([], [opinion(), opinion(checkpoint="3" * 64, **other)])
