@@ -108,7 +108,7 @@ def main() -> int:
     status = trainer.train()
     if status == 0 and len(held_out):
         with precision.autocast():
-            measured = measure(trainer.ema_model.eval(), held_out, by_rotation, with_mirrored)
+            measured = measure(trainer.run.ema_model.eval(), held_out, by_rotation, with_mirrored)
         print(f"{measured['held_out_accuracy']:.2%} of {len(held_out):,} held-out images are told right")
         if with_mirrored:
             print(f"{measured['held_out_accuracy_with_mirrored']:.2%} with the help of their mirror images")

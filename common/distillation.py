@@ -37,8 +37,9 @@ from common.presets import NETWORKS, STUDENT_RECIPES
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw
 from common.stages import STAGES
-from common.training import Critic, Trainer
+from common.training import Trainer
 from common.training_arguments import Recipe, add_training_arguments
+from common.training_run import Critic
 from common.unet import UNet
 
 USUAL_FEATURE_NETWORK = Path("checkpoints/feature_network/feature_network.safetensors")
@@ -220,7 +221,7 @@ class Distillation:
         )
         status = trainer.train()
         if status == 0:  # a run that was stopped by a signal ends at once, without the report
-            print(self.held_out_report(trainer.ema_model.eval(), settings))
+            print(self.held_out_report(trainer.run.ema_model.eval(), settings))
         return status
 
     def held_out_error(self, network: UNet, settings: SamplingSettings) -> float:

@@ -50,20 +50,27 @@ ADDED_OPTIONS = {"muon_momentum": 0.95}
 """Options that earlier versions did not have, with the value that they trained with."""
 
 
-def check_identity(state: dict, identity: dict, run: Path) -> None:
-    """Raises UserError where a run would go on with other arguments or data than it began with."""
+def check_identity(state: dict, identity: dict, run: Path, is_own: bool) -> None:
+    """Raises UserError where a run would go on with other arguments or data than it began with.
+
+    `is_own`: the state is that in --out; else it is that of --branch-from.
+    """
+    elsewhere = "use another --out" if is_own else "branch from another run"
     arguments, earlier = identity["arguments"], ADDED_OPTIONS | state["identity"]["arguments"]
     for name, value in arguments.items():
         if earlier.get(name) != value:
             hint = " (or the same --preset)" if name in RECIPE_OPTIONS else ""
             raise UserError(
                 f"the run in {run} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
-                f"use the same value{hint}, or another --out"
+                f"give the same value{hint}, or {elsewhere}"
             )
     for name, value in identity.items():
-        if name != "arguments" and state["identity"].get(name) != value:
+        before = state["identity"].get(name)
+        if name != "arguments" and before != value:
+            if name == "num_pairs" and before:
+                raise UserError(f"the run in {run} was made with {before:,} pairs: give --num-pairs {before}")
             other = f"{'other' if name.endswith('s') else 'another'} {name.replace('_', ' ')}"
-            raise UserError(f"the run in {run} was made with {other}: use another --out")
+            raise UserError(f"the run in {run} was made with {other}: {elsewhere}")
 
 
 def check_beginning(state: dict, header: dict, run: Path) -> None:

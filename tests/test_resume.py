@@ -218,3 +218,20 @@ def test_a_finished_run_gives_the_average_that_it_is_asked_for(commands, run_scr
     checkpoint = load_checkpoint(chosen)
     assert checkpoint.header["ema_decay"] == 0.5
     assert all(torch.equal(weights[name], value) for name, value in checkpoint.model.state_dict().items())
+
+
+def test_a_finished_run_makes_what_it_lacks(commands, run_script, tmp_path):
+    """As after a kill between the last state and what follows it; and what it is only now asked for."""
+    script, *arguments = commands["muon"]
+    run = tmp_path / "run"
+    arguments = [*arguments, "--steps", 12, "--decay-steps", 4, "--out", run]
+    assert run_script(script, *arguments).status == 0
+    lost = [run / name for name in ("teacher.safetensors", "teacher_ema_0.5.safetensors", "loss.png")]
+    before = [sha256(path) for path in lost]
+    lost[0].write_bytes(lost[0].read_bytes()[:1000])
+    for path in lost[1:]:
+        path.unlink()
+    assert "is finished" in run_script(script, *arguments, "--compact-state").out
+    assert [sha256(path) for path in lost] == before
+    compact = load_training_state(run / COMPACT_FILE)
+    assert compact["step"] == 12 and compact["optimizer"] is None
