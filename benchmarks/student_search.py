@@ -10,7 +10,6 @@ done again, and a run that was interrupted goes on. A variant that begins as ano
 
 import argparse
 import shlex
-import shutil
 from pathlib import Path
 
 from benchmarks.search_rows import protocol_of, read_rows, require_definition, write_rows
@@ -21,7 +20,7 @@ from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.device import choose_device, describe_machine
 from common.errors import UserError
-from common.pairs import SHARD_SIZE, PairSet, held_out_of, shard_paths
+from common.pairs import PairSet, held_out_of
 from common.run_log import read_metrics
 
 FID_PROTOCOL = ("num_samples", "seed", "reference_sha256", "inception_sha256", "arithmetic")
@@ -50,7 +49,7 @@ class Search:
         device = choose_device("auto")
         teacher, pairs = load_checkpoint(args.teacher), PairSet(args.pairs, device)
         pairs.require_teacher(teacher)
-        self.args, self.machine, self.held_out_count = args, describe_machine(device), pairs.held_out_count
+        self.args, self.machine, self.pairs = args, describe_machine(device), pairs
         self.circumstances = {
             "flop_budget": args.flop,
             "teacher": teacher.sha256,
@@ -109,7 +108,9 @@ class Search:
         options = {"--init" if variant.stage == "teacher" else "--teacher": teacher}
         if variant.begins_as:
             options["--init"] = self.folder(variant.begins_as) / STUDENTS[variant.begins_as].weights_name
-        options["--pairs"] = self.first_pairs(variant.pairs_share)
+        options["--pairs"] = self.args.pairs
+        if variant.pairs_share != 1:
+            options["--num-pairs"] = self.number_of_pairs(variant.pairs_share)
         command = [variant.script, *as_arguments(options | variant.all_options)]
         wanted = self.args.flop * variant.flop_share
         steps = steps_for(wanted, command, self.runs / "one_step_of_it")
@@ -119,23 +120,12 @@ class Search:
     def folder(self, name: str) -> Path:
         return self.runs / name.replace(" ", "_").replace(",", "").replace("'", "")
 
-    def first_pairs(self, share: float) -> Path:
-        """A folder of links to the first shards of the set, or the set itself where all are asked for.
-
-        Raises UserError where fewer would be held out of them: errors are compared on the same pairs.
-        """
-        if share == 1:
-            return self.args.pairs
-        paths = shard_paths(self.args.pairs)
-        paths = paths[: max(1, round(share * len(paths)))]
-        if held_out_of(SHARD_SIZE * len(paths)) != self.held_out_count:
+    def number_of_pairs(self, share: float) -> int:
+        """Raises UserError where fewer would be held out of so many: errors are compared on the same pairs."""
+        count = round(share * len(self.pairs))
+        if held_out_of(count) != self.pairs.held_out_count:
             raise UserError(f"{self.args.pairs} has too few pairs for a variant with {share:g} of them: make more")
-        chosen = self.runs / f"pairs_{share:g}"
-        shutil.rmtree(chosen, ignore_errors=True)
-        chosen.mkdir(parents=True)
-        for path in paths:
-            (chosen / path.name).symlink_to(path.resolve())
-        return chosen
+        return count
 
     def measured_fid(self, name: str) -> dict:
         """FID and how it was measured. Raises UserError where others of the table were measured otherwise."""

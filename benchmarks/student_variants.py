@@ -27,7 +27,7 @@ class Variant:
     flop_share: float = 1.0
     """Of the FLOP that were asked for; the rest is spent on what it begins as."""
     pairs_share: float = 1.0
-    """The first so many of the shards, at least one."""
+    """The first so many of the pairs."""
 
     @property
     def script(self) -> str:

@@ -53,6 +53,7 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         "--teacher", type=Path, default=Path("checkpoints/teacher/teacher.safetensors"), help="checkpoint of stage 1"
     )
     group.add_argument("--pairs", type=Path, default=Path("noise_pairs"), help="folder of stage 2, by the same teacher")
+    group.add_argument("--num-pairs", type=command_line.COUNT, help="use the first so many of them (default: all)")
     group.add_argument(
         "--loss",
         choices=(*PIXEL_LOSSES, "features"),
@@ -108,7 +109,7 @@ class Distillation:
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
         self.teacher = load_checkpoint(args.teacher, self.device)
-        self.pairs = PairSet(args.pairs, self.device, state_times)
+        self.pairs = PairSet(args.pairs, self.device, state_times, args.num_pairs)
         self.pairs.require_teacher(self.teacher)
         if path := args.guide or self.guide_of_pairs_beside_teacher():
             guide = load_checkpoint(path, self.device)

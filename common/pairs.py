@@ -115,14 +115,15 @@ class PairBatch:
 
 
 class PairSet:
-    """All shards of a folder, memory-mapped: a batch reads the pairs that it needs and no others.
+    """The pairs in a folder's shards, memory-mapped: a batch reads the pairs that it needs and no others.
 
     `state_times`: batches hold the teacher's states at these times; by default they hold none, and read none.
+    `count`: the first so many pairs make the set, by default all.
 
-    Raises UserError for a folder without pairs, with pairs that do not belong together, or without those states.
+    Raises UserError for a folder with too few pairs, with pairs that do not belong together, or without those states.
     """
 
-    def __init__(self, folder: Path, device: torch.device, state_times: Sequence[float] = ()):
+    def __init__(self, folder: Path, device: torch.device, state_times: Sequence[float] = (), count: int | None = None):
         self.folder, self.device = folder, device
         paths = shard_paths(folder)
         if not paths:
@@ -136,10 +137,14 @@ class PairSet:
             if path != shard_path(folder, index) or self.count != index * SHARD_SIZE:
                 raise UserError(f"{folder} lacks pairs before {path.name}: make them with generate_noise_dataset.py")
             self.count += shard["header"]["count"]
+        if count is not None:
+            if count > self.count:
+                raise UserError(f"{folder} holds only {self.count:,} pairs, not {count:,}")
+            self.count = count
         self.state_columns = self._columns_of(state_times)
         self.held_out_count = held_out_of(self.count)
         if not self.held_out_count:
-            raise UserError(f"{folder} holds only {self.count} pairs: a tenth is held out, so make 10 or more")
+            raise UserError(f"{self.count} pairs of {folder} are too few: a tenth is held out, so make 10 or more")
 
     def __len__(self) -> int:
         return self.count
@@ -156,7 +161,9 @@ class PairSet:
     @property
     def description(self) -> dict:
         """What the header of a model trained on these pairs records of them."""
-        flop = sum(shard["header"]["flop"] for shard in self.shards)
+        headers = [shard["header"] for shard in self.shards]
+        used = [max(0, min(header["count"], self.count - header["start"])) for header in headers]
+        flop = sum(header["flop"] * number // header["count"] for header, number in zip(headers, used, strict=True))
         return {"pairs": self.header, "num_pairs": self.count, "pair_generation_flop": flop}
 
     def require_teacher(self, teacher: Checkpoint) -> None:

@@ -32,10 +32,21 @@ preset is recorded as the values that it sets."""
 MAY_CHANGE_ON_RESUME = {
     *NOT_RECORDED,
     *("steps", "decay_steps", "ema_decay", "more_ema_decays"),
-    *("network", "precision", "data_dir", "teacher", "pairs", "init", "student", "feature_network", "guide"),
+    *(
+        "network",
+        "precision",
+        "data_dir",
+        "teacher",
+        "pairs",
+        "num_pairs",
+        "init",
+        "student",
+        "feature_network",
+        "guide",
+    ),
 }
-"""Arguments that may differ when a run is resumed: schedule, averages and network are checked separately, and files by
-their content."""
+"""Arguments that may differ when a run is resumed: schedule, averages, network and number of pairs are checked
+separately, and files by their content."""
 
 DATA_DEFAULTS = {"data": "cifar10", "data_dir": Path("data"), "crop": False, "val_fraction": 0.1}
 

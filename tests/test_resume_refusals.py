@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+import torch
 from conftest import folder_contents, save_model
 
-from common.checkpoint import load_header
+from common.checkpoint import load_checkpoint, load_header
 from common.files import folder_to_oneself, save_tensor_file
 from common.presets import NETWORKS
 from common.training_state import STATE_FILE, load_training_state
@@ -79,9 +81,49 @@ def test_a_run_is_not_resumed_from_other_initial_weights(commands, run_script, t
     assert load_header(tmp_path / "run" / "student.safetensors")["initial"] == first
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(commands, run_script, tmp_path):
+def test_a_run_does_not_branch_from_one_with_other_arguments(commands, run_script, tmp_path):
     script, *arguments = commands["teacher"]
-    result = run_script(script, *arguments, "--learning-rate", "1e30", "--warmup-steps", 0, "--out", tmp_path / "run")
-    assert "the loss or its gradient is not finite at step" in result.error_line
+    run_script(script, *arguments, "--out", tmp_path / "trunk", "--max-minutes", 1e-5)
+    branch = (*arguments, "--branch-from", tmp_path / "trunk", "--out", tmp_path / "branch")
+    result = run_script(script, *branch, "--learning-rate", 0.5)
+    assert "--learning-rate 0.002, not 0.5: give the same value" in result.error_line
+    assert result.error_line.endswith("or branch from another run")
+
+
+def test_a_run_goes_on_with_the_pairs_that_it_began_with_where_there_are_more_by_now(
+    commands, run_script, make_teacher, tmp_path
+):
+    script, *arguments = commands["one_step"]
+    pairs = ("--teacher", make_teacher(), "--num-steps", 4, "--out", tmp_path / "growing")
+    run = (script, *arguments, "--pairs", tmp_path / "growing", "--out", tmp_path / "run")
+    run_script("generate_noise_dataset.py", *pairs, "--num-pairs", 40)
+    assert run_script(*run, "--max-minutes", 1e-5).status == 0
+    assert run_script(*run[:-1], tmp_path / "unbroken").status == 0
+    run_script("generate_noise_dataset.py", *pairs, "--num-pairs", 60)
+    assert "was made with 40 pairs: give --num-pairs 40" in run_script(*run).error_line
+    assert "holds only 60 pairs, not 61" in run_script(*run, "--num-pairs", 61).error_line
+    assert run_script(*run, "--num-pairs", 40).status == 0
+    first, second = (load_checkpoint(tmp_path / name / "student.safetensors") for name in ("run", "unbroken"))
+    assert first.header["pair_generation_flop"] == second.header["pair_generation_flop"]
+    weights = second.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in first.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("rate", "message"), [(1e30, "the loss or its gradient is"), (1e38, "the weights are")])
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(rate, message, commands, run_script, tmp_path):
+    script, *arguments = commands["teacher"]
+    saving = ("--save-minutes", 1e-9) if "weights" in message else ()
+    run = (*arguments, "--learning-rate", rate, "--warmup-steps", 0, "--out", tmp_path / "run", *saving)
+    assert f"{message} not finite" in run_script(script, *run).error_line
     assert not (tmp_path / "run" / "teacher.safetensors").exists()
     assert not (tmp_path / "run" / "training_state.pt").exists()
+
+
+def test_weights_without_a_training_state_are_not_overwritten(commands, run_script, tmp_path):
+    """Those of a run whose state was lost, say, or models that somebody put there."""
+    script, *arguments = commands["one_step"]
+    save_model(tmp_path / "run" / "student.safetensors", "one_step", 1, arguments={})
+    before = folder_contents(tmp_path / "run")
+    result = run_script(script, *arguments, "--out", tmp_path / "run")
+    assert "student.safetensors is there, but no training state" in result.error_line
+    assert folder_contents(tmp_path / "run") == before

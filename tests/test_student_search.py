@@ -21,8 +21,6 @@ FLOP = 6e10
 def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
     """search(*variants, seed of the teacher, samples of FID): the rows, and what was run for them."""
     monkeypatch.setattr(pairs, "HELD_OUT_PAIRS", 6)
-    for module in (pairs, student_search):
-        monkeypatch.setattr(module, "SHARD_SIZE", 64)
     monkeypatch.setitem(presets.NETWORKS, "cpu", SMALL_CONFIG)
     commands = []
 
@@ -38,7 +36,7 @@ def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
         teacher, folder = tmp_path / f"teacher_{seed}.safetensors", tmp_path / f"pairs_{seed}"
         if not folder.exists():
             save_model(teacher, "teacher", seed, arguments={"label_dropout": 0.1}, training_flop=10**12)
-            how = ("--teacher", teacher, "--solver", "euler", "--num-steps", 4, "--num-pairs", 132, "--out", folder)
+            how = ("--teacher", teacher, "--solver", "euler", "--num-steps", 4, "--num-pairs", 240, "--out", folder)
             assert run_script("generate_noise_dataset.py", *how).status == 0
         commands.clear()
         files = ("--teacher", teacher, "--pairs", folder, "--out", tmp_path / "runs", "--rows", tmp_path / "rows.jsonl")
@@ -63,7 +61,7 @@ def test_variants_are_trained_for_the_flop_asked_for_and_only_once(search, tmp_p
     for row, share in zip(rows, (1, 0.5, 1, 0.5, 1), strict=True):
         assert row["training_flop"] == pytest.approx(FLOP * share, rel=0.1)
     assert "--no-flips" in shlex.split(rows[0]["command"])
-    assert [row["num_pairs"] for row in rows] == [64, 132, 132, 132, 132]
+    assert [row["num_pairs"] for row in rows] == [60, 240, 240, 240, 240]
     students = [load_checkpoint(path) for path in sorted(tmp_path.glob("runs/*/one_step_after*/student.safetensors"))]
     assert [student.header["initial"]["stage"] for student in students] == ["four_step", "teacher"]
     assert students[0].header["images_seen"] == rows[2]["examples"] - rows[1]["examples"] > 0
