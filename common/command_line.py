@@ -62,7 +62,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except (MemoryError, RuntimeError) as error:  # torch has a class of its own only for accelerators' memory
         if isinstance(error, RuntimeError) and not is_lack_of_memory(error):
             raise
-        print("error: not enough memory: try a smaller --batch-size", file=sys.stderr)
+        print("error: not enough memory: ask for less at once (--batch-size, where there is one)", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

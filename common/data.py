@@ -109,12 +109,15 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
     UserError where other images are found there than it was trained on.
     """
     arguments = header["arguments"]
+    hint = "" if folder else ": give --data-dir"
     folder, name = folder or Path(arguments["data_dir"]), arguments["data"]
+    if name == "folder" and not folder.is_dir():
+        raise UserError(f"the images that trained {path} are not in {folder}{hint}")
     if name == "folder" and (folder / CIFAR10.base_folder).is_dir():
         name = "cifar10-jpeg"
     data = load_images(name, folder, header["config"]["image_size"], arguments["crop"])
     if data.sha256() != header["images_sha256"]:
-        raise UserError(f"the images in {folder} are not those that trained {path}: give --data-dir")
+        raise UserError(f"the images in {folder} are not those that trained {path}{hint}")
     return split_held_out(data, arguments["val_fraction"])
 
 

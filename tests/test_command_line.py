@@ -351,6 +351,9 @@ def test_lack_of_memory_is_one_line(error, capsys):
     for main in (fail, lambda: torch.empty(10**15)):  # the CPU's allocator has no exception of its own
         with pytest.raises(SystemExit):
             run(main)
-        assert capsys.readouterr().err == "error: not enough memory: try a smaller --batch-size\n"
+        assert (
+            capsys.readouterr().err
+            == "error: not enough memory: ask for less at once (--batch-size, where there is one)\n"
+        )
     with pytest.raises(RuntimeError, match="inconsistent"):
         run(lambda: torch.zeros(2) @ torch.zeros(3))
