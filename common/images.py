@@ -35,11 +35,16 @@ def enlarged(picture: Image.Image, factor: int) -> Image.Image:
 
 
 def open_rgb(file: str | Path) -> Image.Image:
-    """A picture file in any mode as upright RGB; what is transparent becomes white."""
+    """A picture file as upright RGB; what is transparent becomes white.
+
+    Raises what Pillow raises for a damaged file, and ValueError for 32-bit pixels, which have no largest value.
+    """
     with Image.open(file) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
+        if image.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {image.mode}")
+        if image.mode.startswith("I;16"):
+            # Pillow's own conversion clips at 255 instead of scaling.
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             # Converting a transparent image to RGB directly would show whatever colour hides behind the transparency.

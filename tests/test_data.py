@@ -58,6 +58,13 @@ def test_unreadable_files_are_named(tmp_path):
         load_images("folder", tmp_path / "set")
 
 
+@pytest.mark.parametrize("pixels", [np.int32, np.float32])
+def test_pixels_without_a_largest_value_are_refused_rather_than_guessed(pixels, tmp_path):
+    write(tmp_path / "set", "a/odd.tiff", Image.fromarray(np.ones((32, 32), dtype=pixels)))
+    with pytest.raises(UserError, match=r"1 of 1 images.*odd.tiff"):
+        load_images("folder", tmp_path / "set")
+
+
 def test_an_image_smaller_than_the_crop_is_named(tmp_path):
     write(tmp_path / "set", "a/small.png", Image.new("RGB", (16, 16)))
     with pytest.raises(UserError, match=r"1 of 1 images are smaller than 32 x 32: .*small.png"):
