@@ -25,7 +25,7 @@ from common.curves import fid_curve
 from common.device import Precision
 from common.errors import UserError
 from common.feature_store import Features, FeatureStore
-from common.files import write_bytes
+from common.files import require_writable, write_bytes
 from common.image_sets import ModelSamples, StoredImages, load_image_set
 from common.inception import FEATURE_COUNT, Inception
 from common.noise import BLOCK_SIZE
@@ -80,6 +80,9 @@ def step_counts(text: str) -> list[int]:
 def main() -> None:
     args = parse_args()
     precision = command_line.sampling_precision(args)
+    figure = (args.figure or FIGURE) if args.sweep else None
+    for path in filter(None, (args.output, figure)):
+        require_writable(path)
     if args.output:
         read_results(args.output)  # a damaged file is found now, not after hours
 
@@ -95,18 +98,18 @@ def main() -> None:
         features_of_reference, statistics_of_reference = reference_features(reference.images, store)
 
     results = []
-    for images, count in subjects:
-        features = store.features(images, count)
-        outcome = measure(features.values, features_of_reference, statistics_of_reference, inception, args.kid_only)
-        result = images.describe() | outcome | circumstances(count, features, reference, inception)
-        results.append(result)
-        if args.output and not append_result(args.output, result):
-            print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
-
-    for group in comparable_groups(results):
-        print(f"\n{group_title(group)}\n{text_table(*table_of(group, with_times=True))}")
-    if args.sweep:
-        figure = args.figure or FIGURE
+    try:
+        for images, count in subjects:
+            features = store.features(images, count)
+            outcome = measure(features.values, features_of_reference, statistics_of_reference, inception, args.kid_only)
+            result = images.describe() | outcome | circumstances(count, features, reference, inception)
+            results.append(result)
+            if args.output and not append_result(args.output, result):
+                print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
+    finally:  # also what was measured before something went wrong
+        for group in comparable_groups(results):
+            print(f"\n{group_title(group)}\n{text_table(*table_of(group, with_times=True))}")
+    if figure:
         write_bytes(figure, fid_curve(comparable_groups(results)[0]))
         print(f"\n{figure}: FID against network calls")
 

@@ -20,7 +20,7 @@ from common.checkpoint import Checkpoint
 from common.comparison import comparison_table, describe_samples, draw_column, draw_comparison, require_comparable
 from common.device import Precision
 from common.errors import UserError
-from common.files import write_bytes
+from common.files import require_writable, write_bytes
 from common.images import enlarged, image_grid, npz_bytes, save_picture
 from common.noise import BLOCK_SIZE
 from common.pairs import how_guided
@@ -52,6 +52,7 @@ def main() -> None:
     precision = command_line.sampling_precision(args)
     if args.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out must end in .png or .npz, not {args.out.name!r}")
+    require_writable(args.out)
     if args.enlarge and (args.compare or args.out.suffix == ".npz"):
         raise UserError("--enlarge is of a PNG grid: not for --compare, nor for .npz")
     if args.compare:
@@ -102,8 +103,8 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
             base = settings_of_pairs(recipe, checkpoint, args)
         settings = command_line.sampling_settings(args, checkpoint, base)
         columns.append(draw_column(checkpoint, settings, args.seed, args.num_images, classes, precision))
-    draw_comparison(columns, args.out, images_per_row=args.columns)
     print(comparison_table(columns))
+    draw_comparison(columns, args.out, images_per_row=args.columns)
     print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
 
 

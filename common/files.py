@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises UserError where the file cannot be written (no permission, a folder in its place, a full disk).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
@@ -44,9 +45,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: str | Path) -> None:
+    """Says before hours of work, rather than after them, that their result cannot be written: raises UserError."""
+    path = Path(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}")
+
+
 def remove_abandoned(path: Path) -> None:
-    """Removes the temporary files for `path` of processes that were killed while they wrote it."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    """Removes the temporary files for `path` of processes of this machine that were killed while they wrote it."""
+    for left in path.parent.glob(glob.escape(f".{path.name}.{socket.gethostname()}.") + "*.partial"):
         process = left.name.split(".")[-2]
         if process.isdecimal() and int(process) != os.getpid() and not process_exists(int(process)):
             left.unlink(missing_ok=True)

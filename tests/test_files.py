@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from common.checkpoint import load_checkpoint, load_header, load_initial_weights, save_checkpoint
 from common.errors import UserError
-from common.files import atomic_write, read_tensor_file, sha256
+from common.files import atomic_write, read_tensor_file, require_writable, sha256
 from common.unet import RETIRED_OPTIONS, UNet
 
 
@@ -96,6 +98,28 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and len(folder_contents(tmp_path)) == 1
+
+
+def test_what_a_killed_process_of_this_machine_left_is_removed(tmp_path):
+    """That of another machine, which shares the folder, may still be written."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ours = tmp_path / f".file.txt.{socket.gethostname()}.{gone.pid}.partial"
+    theirs = tmp_path / f".file.txt.another-machine.{gone.pid}.partial"
+    for path in (ours, theirs):
+        path.write_text("half")
+    with atomic_write(tmp_path / "file.txt") as temporary:
+        temporary.write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {"file.txt", theirs.name}
+
+
+def test_what_could_not_be_written_later_is_refused_now(tmp_path):
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "new" / "folder" / "file")
+    for path in (tmp_path, tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot write"):
+            require_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_pickled_objects_are_never_loaded(tmp_path):
