@@ -126,6 +126,7 @@ def draw_comparison(columns: list[Column], path: Path, images_per_row: int) -> N
     from matplotlib.figure import Figure
 
     teacher_seconds = next((c.seconds_per_image for c in columns if not c.checkpoint.is_student), None)
+    images_per_row = min(images_per_row, len(columns[0].images))
     rows = -(-len(columns[0].images) // images_per_row)
     panel_width = 4.2
     panel_height = panel_width * rows / images_per_row

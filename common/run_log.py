@@ -59,7 +59,9 @@ def draw_loss_curve(records: list[dict], path: Path, title: str) -> None:
         if points:
             style = {"marker": "o", **style} if len(points) == 1 else style
             axes.plot(*zip(*points, strict=True), label=names[name], **style)
-    axes.set(title=title, xlabel="training step", ylabel="loss (log scale)", yscale="log")
+    positive = all(value > 0 for line in axes.lines for value in line.get_ydata())  # a critic's loss need not be
+    axes.set(title=title, xlabel="training step", ylabel="loss (log scale)" if positive else "loss")
+    axes.set_yscale("log" if positive else "linear")
     axes.grid(alpha=0.3, which="both")
     if axes.lines:
         axes.legend()

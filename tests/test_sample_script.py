@@ -47,6 +47,13 @@ def test_sampling_writes_what_was_asked_for(make_teacher, run_script, tmp_path):
     assert np.array_equal(pixels[4:68:2, 4:68:2], saved["arr_0"][0])
 
 
+def test_a_figure_of_few_images_is_no_wider_than_they_are(make_teacher, run_script, tmp_path):
+    models = ("sample.py", "--compare", make_teacher(), "--num-steps", 2, "--num-images", 4)
+    for name, columns in (("default.png", ()), ("four.png", ("--columns", 4))):
+        assert run_script(*models, *columns, "--out", tmp_path / name).status == 0
+    assert Image.open(tmp_path / "default.png").size == Image.open(tmp_path / "four.png").size
+
+
 @pytest.mark.parametrize("solver", ["adams", "edm-heun", "heun", "euler", "midpoint", "rk4", "dopri5"])
 def test_every_solver_samples_an_unconditional_model(solver, make_teacher, run_script, tmp_path):
     from dataclasses import replace
