@@ -112,7 +112,7 @@ def main() -> int:
         return flow_loss(network, *batch, args.time_distribution, args.label_dropout, generator)
 
     def evaluate(network):
-        """The same loss on held-out images, always at the same noise and times.
+        """The same loss on held-out images, on one kind of device always at the same noise and times.
 
         The times are uniform whatever the training's are, since sampling needs the velocity at all of them. So it only
         compares runs of one --time-distribution: a run at uniform times trains on exactly this loss.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import streamlit as st
 import torch
+import torch.nn.functional as F
 from streamlit.delta_generator import DeltaGenerator
 
 from app_pages.drawing import draw
@@ -21,7 +22,7 @@ from app_pages.settings import (
 )
 from common.checkpoint import Checkpoint
 from common.comparison import Column
-from common.distances import mean_squared, share_of_variance, variance_around_class_mean
+from common.distances import share_of_variance, variance_around_class_mean
 from common.sampling import SamplingSettings, Step
 from common.stages import STAGES
 
@@ -146,7 +147,7 @@ def facts(column: Column, teacher: Column | None) -> list[str]:
     if teacher is None:
         return lines
     lines.append(f"**{teacher.seconds_per_image / seconds:.3g} times** the teacher's speed")
-    error = mean_squared(column.images, teacher.images).item()
+    error = F.mse_loss(column.images, teacher.images).item()
     share = share_of_variance(error, variance_around_class_mean(teacher.images, teacher.labels))
     lines.append(f"mean squared error **{error:.4f}**" + (f", {share} of the variance" if share else ""))
     return [*lines, *facts_of_pairs(column.checkpoint.header, teacher)]

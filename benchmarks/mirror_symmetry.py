@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from common.command_line import (
     COUNT,
@@ -26,7 +27,7 @@ from common.command_line import (
     sampling_settings,
 )
 from common.device import describe_machine
-from common.distances import mean_squared, share_of_variance, variance_around_class_mean
+from common.distances import share_of_variance, variance_around_class_mean
 from common.noise import BLOCK_SIZE, sample_noise
 from common.sampling import balanced_labels, draw
 
@@ -57,7 +58,7 @@ def main() -> None:
                 draw(teacher.model, given, some, settings, precision=precision, guide=teacher.guide_model).images.cpu()
             )
     images, of_mirrored_noise = torch.cat(images), torch.cat(of_mirrored_noise)
-    error = mean_squared(of_mirrored_noise.flip(-1), images).item()
+    error = F.mse_loss(of_mirrored_noise.flip(-1), images).item()
     variance = variance_around_class_mean(images, labels)
     print(f"{describe_machine(device)}, {precision.name}, torch {torch.__version__}")
     print(f"{args.num_samples} images of seed {args.seed}, {settings.describe()}")

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.checkpoint import Checkpoint
 from common.device import Precision
-from common.distances import mean_squared, share_of_variance, variance_around_class_mean
+from common.distances import share_of_variance, variance_around_class_mean
 from common.errors import UserError
 from common.files import atomic_write
 from common.images import image_grid
@@ -99,7 +100,7 @@ def comparison_table(columns: list[Column]) -> str:
         if teacher:
             speed_up = f"{teacher.seconds_per_image / column.seconds_per_image:.1f}x"
         if teacher and column.checkpoint.header.get("teacher") == teacher.checkpoint.sha256:
-            mse = mean_squared(column.images, teacher.images).item()
+            mse = F.mse_loss(column.images, teacher.images).item()
             variance = variance_around_class_mean(teacher.images, teacher.labels)
             error, share = f"{mse:.4f}", share_of_variance(mse, variance)
         models = [model for model in (column.checkpoint, column.checkpoint.guide) if model]

@@ -12,12 +12,7 @@ from common.classifier import Classifier
 PSEUDO_HUBER_SOFTENING = 0.00054
 
 
-def mean_squared(prediction: Tensor, target: Tensor) -> Tensor:
-    """The mean of the squared differences, a scalar."""
-    return (prediction - target).square().mean()
-
-
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+def mean_squared_error_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     """The mean of each sample's squared differences (N,)."""
     return (prediction - target).square().flatten(1).mean(dim=1)
 
@@ -28,10 +23,11 @@ def pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
     Less drawn to outliers than the squared error. With their c = 0.00054 sqrt(D), and divided by sqrt(D), where D is
     the number of values in a sample, so that the scale does not depend on the image size.
     """
-    return torch.sqrt(squared_error(prediction, target) + PSEUDO_HUBER_SOFTENING**2) - PSEUDO_HUBER_SOFTENING
+    squared = mean_squared_error_per_sample(prediction, target)
+    return torch.sqrt(squared + PSEUDO_HUBER_SOFTENING**2) - PSEUDO_HUBER_SOFTENING
 
 
-PIXEL_LOSSES = {"l2": squared_error, "pseudo-huber": pseudo_huber}
+PIXEL_LOSSES = {"l2": mean_squared_error_per_sample, "pseudo-huber": pseudo_huber}
 
 
 class FeatureDistance:

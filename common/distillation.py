@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common import command_line
@@ -24,7 +25,6 @@ from common.device import Precision, choose_device, choose_precision
 from common.distances import (
     PIXEL_LOSSES,
     FeatureDistance,
-    mean_squared,
     pseudo_huber,
     share_of_variance,
     variance_around_class_mean,
@@ -274,4 +274,4 @@ def error_on_pairs(
     """The mean squared error of a network's images against the pairs', from the same noise."""
     batches = [pairs[start : start + BLOCK_SIZE] for start in range(0, len(pairs), BLOCK_SIZE)]
     drawn = [draw(network, batch.noise, batch.labels, settings, precision=precision, guide=guide) for batch in batches]
-    return mean_squared(torch.cat([batch.images for batch in drawn]), pairs.image).item()
+    return F.mse_loss(torch.cat([batch.images for batch in drawn]), pairs.image).item()

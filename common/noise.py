@@ -48,4 +48,4 @@ def sample_noise(seed: int, start: int, count: int, shape: tuple[int, ...], stre
         noise = torch.randn(BLOCK_SIZE, *shape, generator=generator).half().float()
         first = block * BLOCK_SIZE
         pieces.append(noise[max(start - first, 0) : start + count - first])
-    return torch.cat(pieces) if pieces else torch.empty(0, *shape)
+    return torch.cat(pieces)

@@ -24,14 +24,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the hidden convolutions, AdamW for everything else, at one learning rate.
 
     Input and output layers, embeddings and vectors stay with AdamW, as Muon's authors advise; so do the linear layers
-    of time and modulation, and grouped kernels.
+    of time and modulation.
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, muon_momentum: float):
         hidden = [
             module.weight
             for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d) and module.groups == 1 and name not in ("stem", "final_conv")
+            if isinstance(module, nn.Conv2d) and name not in ("stem", "final_conv")
         ]
         identities = {id(weight) for weight in hidden}
         others = [parameter for parameter in model.parameters() if id(parameter) not in identities]

@@ -26,8 +26,8 @@ NOT_RECORDED = {
     "compact_state",
     "preset",
 }
-"""Arguments that do not affect the result, but for another device's rounding, or whose effect is recorded elsewhere: a
-preset is recorded as the values that it sets."""
+"""Arguments that do not affect the result, but for another device's rounding and random numbers, or whose effect is
+recorded elsewhere: a preset is recorded as the values that it sets."""
 
 MAY_CHANGE_ON_RESUME = {
     *NOT_RECORDED,

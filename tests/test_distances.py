@@ -9,9 +9,8 @@ import torch
 from common.classifier import Classifier, ClassifierConfig
 from common.distances import (
     FeatureDistance,
-    mean_squared,
+    mean_squared_error_per_sample,
     pseudo_huber,
-    squared_error,
     variance_around_class_mean,
 )
 
@@ -32,9 +31,9 @@ def test_pseudo_huber_is_that_of_song_and_dhariwal_up_to_the_scale():
     torch.testing.assert_close(pseudo_huber(difference, torch.zeros(5, 3, 8, 8)), expected / math.sqrt(size))
 
 
-def test_mean_squared():
-    assert mean_squared(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])).item() == 2.5
-    assert squared_error(torch.tensor([[1.0, 2.0], [0, 3]]), torch.tensor([[0.0, 4.0], [0, 0]])).tolist() == [2.5, 4.5]
+def test_mean_squared_error_per_sample():
+    predictions, targets = torch.tensor([[1.0, 2.0], [0, 3]]), torch.tensor([[0.0, 4.0], [0, 0]])
+    assert mean_squared_error_per_sample(predictions, targets).tolist() == [2.5, 4.5]
 
 
 def test_the_feature_distance_is_lpips_with_equal_weights():

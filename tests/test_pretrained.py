@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 
 from common.checkpoint import load_checkpoint, load_feature_network
-from common.distances import mean_squared, variance_around_class_mean
+from common.distances import variance_around_class_mean
 from common.lineage import feature_networks_flop, student_training_runs
 from common.noise import sample_noise
 from common.sampling import SamplingSettings, balanced_labels, draw
@@ -52,10 +53,10 @@ def test_the_students_are_those_of_the_teacher_and_close_to_it():
     images = draw(teacher.model, noise, labels, how, guide=guide.model).images
     variance = variance_around_class_mean(images, labels)
     for student, num_steps in ((one_step, 2), (four_step, 4)):
-        error = mean_squared(draw(student.model, noise, labels, student.settings).images, images).item()
+        error = F.mse_loss(draw(student.model, noise, labels, student.settings).images, images).item()
         euler = replace(how, solver="euler", num_steps=num_steps)
         eulers = draw(teacher.model, noise, labels, euler, guide=guide.model).images
-        teachers_error = mean_squared(eulers, images).item()
+        teachers_error = F.mse_loss(eulers, images).item()
         assert error < teachers_error
         assert error < 0.2 * variance
     assert torch.isfinite(images).all()
