@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch_fidelity
 
-from common import command_line, metrics
+from common import command_line, metrics, sampling_arguments
 from common.curves import fid_curve
 from common.device import Precision
 from common.errors import UserError
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
     group.add_argument("--figure", type=Path, help=f"the figure of --sweep (default: {FIGURE})")
     group.add_argument("--features", type=Path, default=Path("data/features"), help="folder of extracted features")
-    command_line.add_sampling_arguments(parser)
+    sampling_arguments.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
 
@@ -79,7 +79,7 @@ def step_counts(text: str) -> list[int]:
 
 def main() -> None:
     args = parse_args()
-    precision = command_line.sampling_precision(args)
+    precision = sampling_arguments.sampling_precision(args)
     figure = (args.figure or FIGURE) if args.sweep else None
     for path in filter(None, (args.output, figure)):
         require_writable(path)
@@ -118,13 +118,13 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
     """What is to be measured, with the number of its images; a teacher once for each of the --sweep."""
     is_model = [path.suffix == ".safetensors" for path in args.inputs]
     checkpoints = [
-        command_line.load_guided(path, args, precision.device)
+        sampling_arguments.load_guided(path, args, precision.device)
         for path, model in zip(args.inputs, is_model, strict=True)
         if model
     ]
     if checkpoints:
-        command_line.refuse_settings_for_students(args, checkpoints)
-    elif args.classes or command_line.sampling_was_asked_for(args):
+        sampling_arguments.refuse_settings_for_students(args, checkpoints)
+    elif args.classes or sampling_arguments.sampling_was_asked_for(args):
         raise UserError("classes and settings of the sampler are for checkpoints, and there is none among the inputs")
     if args.sweep and args.solver == "dopri5":
         raise UserError("dopri5 chooses its own steps: --sweep needs another --solver")
@@ -139,8 +139,8 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
 
     subjects = []
     for checkpoint in checkpoints:
-        settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
-        classes = command_line.chosen_classes(args.classes, checkpoint)
+        settings = sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings)
+        classes = sampling_arguments.chosen_classes(args.classes, checkpoint)
         step_counts = args.sweep if args.sweep and not checkpoint.is_student else [settings.num_steps]
         for num_steps in step_counts:
             how = replace(settings, num_steps=num_steps)

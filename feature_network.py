@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import command_line
+from common.augmentation import cutout, random_crops, random_flips
 from common.checkpoint import prepare
 from common.classifier import Classifier, ClassifierConfig
-from common.data import EpochOrder, ImageData, cutout, load_images, random_crops, random_flips, split_held_out
+from common.data import ImageData, load_images, split_held_out
 from common.device import choose_device, choose_precision
+from common.epoch_order import EpochOrder
 from common.errors import UserError
 from common.noise import derive_seed
 from common.presets import FEATURE_RECIPE, changes_to, classifier_of

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from common import command_line
 from common.checkpoint import initial_header, load_checkpoint, prepare
-from common.critics import TargetImages, add_critic_arguments, make_critic, settle_critic_arguments, split_batch
+from common.critics import add_critic_arguments, make_critic, settle_critic_arguments, split_batch
 from common.distillation import Distillation, distillation_parser
 from common.errors import UserError
 from common.presets import FINISHING_RECIPE
 from common.sampling import GuidedVelocity, SamplingSettings
 from common.solvers import integrate
+from common.target_images import TargetImages
 from common.training import step_generator
 
 

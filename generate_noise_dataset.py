@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import command_line
+from common import command_line, sampling_arguments
 from common.device import choose_device, choose_precision
 from common.files import save_tensor_file
 from common.noise import BLOCK_SIZE
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         default=TRAJECTORY_TIMES,
         help="keep the states at these times, or the solver's nearest: a four-step student needs 0.25 0.5 0.75",
     )
-    command_line.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
+    sampling_arguments.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
 
@@ -67,7 +67,7 @@ def main() -> None:
     args = parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    teacher = command_line.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
+    teacher = sampling_arguments.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
     unfinished = teacher.header["step"] < teacher.header["arguments"].get("steps", 0)
     if unfinished and find_training_state(args.teacher.parent).is_file():  # and no snapshot, which stays as it is
         print(
@@ -75,7 +75,7 @@ def main() -> None:
             f"{teacher.header['arguments']['steps']:,} steps; once it goes on, it is not the teacher of these pairs",
             file=sys.stderr,
         )
-    settings = command_line.sampling_settings(args, teacher, teacher.settings)
+    settings = sampling_arguments.sampling_settings(args, teacher, teacher.settings)
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
     if keep_times and any(grid_index(time, keep_times) is None for time in TRAJECTORY_TIMES):
         print(

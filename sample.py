@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import command_line
+from common import command_line, sampling_arguments
 from common.checkpoint import Checkpoint
 from common.comparison import comparison_table, describe_samples, draw_column, draw_comparison, require_comparable
 from common.device import Precision
@@ -42,14 +42,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
-    command_line.add_sampling_arguments(parser)
+    sampling_arguments.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    precision = command_line.sampling_precision(args)
+    precision = sampling_arguments.sampling_precision(args)
     if args.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out must end in .png or .npz, not {args.out.name!r}")
     require_writable(args.out)
@@ -59,10 +59,10 @@ def main() -> None:
         compare(args, precision)
         return
 
-    checkpoint = command_line.load_guided(args.checkpoint, args, precision.device)
-    command_line.refuse_settings_for_students(args, [checkpoint])
-    settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
-    classes = command_line.chosen_classes(args.classes, checkpoint)
+    checkpoint = sampling_arguments.load_guided(args.checkpoint, args, precision.device)
+    sampling_arguments.refuse_settings_for_students(args, [checkpoint])
+    settings = sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings)
+    classes = sampling_arguments.chosen_classes(args.classes, checkpoint)
     batches = draw_blocks(
         checkpoint.model,
         args.seed,
@@ -91,17 +91,17 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     """The teacher runs as it did for the students' pairs, unless the command line says otherwise."""
     if args.out.suffix != ".png":
         raise UserError("--compare draws a figure: --out must end in .png")
-    checkpoints = [command_line.load_guided(path, args, precision.device) for path in args.compare]
+    checkpoints = [sampling_arguments.load_guided(path, args, precision.device) for path in args.compare]
     require_comparable(checkpoints)
-    command_line.refuse_settings_for_students(args, checkpoints)
+    sampling_arguments.refuse_settings_for_students(args, checkpoints)
     recipes = recipes_of_teachers(checkpoints)
-    classes = command_line.chosen_classes(args.classes, checkpoints[0])
+    classes = sampling_arguments.chosen_classes(args.classes, checkpoints[0])
     columns = []
     for checkpoint in tqdm(checkpoints, desc="sampling", unit="model"):
         base, recipe = checkpoint.settings, recipes.get(checkpoint.sha256)
         if recipe:
             base = settings_of_pairs(recipe, checkpoint, args)
-        settings = command_line.sampling_settings(args, checkpoint, base)
+        settings = sampling_arguments.sampling_settings(args, checkpoint, base)
         columns.append(draw_column(checkpoint, settings, args.seed, args.num_images, classes, precision))
     print(comparison_table(columns))
     draw_comparison(columns, args.out, images_per_row=args.columns)
@@ -129,7 +129,7 @@ def recipes_of_teachers(checkpoints: list[Checkpoint]) -> dict[str, dict]:
 def settings_of_pairs(recipe: dict, teacher: Checkpoint, args: argparse.Namespace) -> SamplingSettings:
     """Raises UserError where the pairs' guide is not the one that is given, and nothing is said of guidance."""
     guide = teacher.guide.sha256 if teacher.guide else None
-    if guide != recipe.get("guide") and not command_line.guidance_was_asked_for(args):
+    if guide != recipe.get("guide") and not sampling_arguments.guidance_was_asked_for(args):
         raise UserError(
             f"the students' pairs were made {how_guided(recipe)}: run {teacher.path} so (--guide), or say how to "
             "guide it (--guidance-scale)"

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 
 from common import command_line, flow
 from common.checkpoint import load_initial_weights, prepare
-from common.data import EpochOrder, load_images
+from common.data import load_images
 from common.device import choose_device, choose_precision
+from common.epoch_order import EpochOrder
 from common.noise import derive_seed
 from common.pairs import PairSet
 from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, changes_to, network_of

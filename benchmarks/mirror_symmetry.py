@@ -15,21 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common.command_line import (
-    COUNT,
-    COUNT_OR_ZERO,
-    ArgumentParser,
-    add_device_arguments,
-    add_sampling_arguments,
-    load_teacher,
-    run,
-    sampling_precision,
-    sampling_settings,
-)
+from common.command_line import COUNT, COUNT_OR_ZERO, ArgumentParser, add_device_arguments, run
 from common.device import describe_machine
 from common.distances import share_of_variance, variance_around_class_mean
 from common.noise import BLOCK_SIZE, sample_noise
 from common.sampling import balanced_labels, draw
+from common.sampling_arguments import add_sampling_arguments, load_teacher, sampling_precision, sampling_settings
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.cost_section import NEEDED_OF_COST, cost_table
 from benchmarks.training_rate import training_rate
-from common import command_line
+from common import command_line, sampling_arguments
 from common.checkpoint import Checkpoint, code_version
 from common.device import Precision, describe_machine
 from common.errors import UserError
@@ -39,18 +39,18 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=command_line.COUNT, default=15, help="times that images are drawn")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append the result as a JSON line")
-    command_line.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
+    sampling_arguments.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    precision = command_line.sampling_precision(args)
+    precision = sampling_arguments.sampling_precision(args)
     if args.output:
         read_results(args.output, NEEDED_OF_COST)  # a damaged file is found now
-    checkpoints = [command_line.load_guided(path, args, precision.device) for path in args.models]
-    command_line.refuse_settings_for_students(args, checkpoints)
+    checkpoints = [sampling_arguments.load_guided(path, args, precision.device) for path in args.models]
+    sampling_arguments.refuse_settings_for_students(args, checkpoints)
     for checkpoint in checkpoints:
         config = checkpoint.model.config
         if config != replace(NETWORKS[args.preset], num_classes=config.num_classes):
@@ -60,7 +60,7 @@ def main() -> None:
     training_flop_per_second, _ = training_rate(args, recipe.batch_size, recipe.optimizer, compiled=False)
     models = []
     for checkpoint in checkpoints:
-        settings = command_line.sampling_settings(args, checkpoint, checkpoint.settings)
+        settings = sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings)
         image = cost_of_an_image(checkpoint, settings, precision, args.repeats)
         models.append(what_is_known_of(checkpoint, settings) | image)
     result = {
@@ -93,7 +93,7 @@ def cost_of_an_image(
     checkpoint: Checkpoint, settings: SamplingSettings, precision: Precision, repeats: int
 ) -> dict[str, float]:
     """Network calls, their FLOP, and milliseconds: of an image alone, and of each in a batch as samplers draw it."""
-    classes = command_line.chosen_classes(None, checkpoint)
+    classes = sampling_arguments.chosen_classes(None, checkpoint)
 
     def drawn(count: int) -> Generated:
         blocks = draw_blocks(

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common import command_line
+from common import command_line, sampling_arguments
 from common.checkpoint import Checkpoint, code_version, load_checkpoint, load_feature_network
 from common.classifier import Classifier
 from common.data import ImageData, images_behind
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="of the judge's images (default: as it was given to the judge)")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
     parser.add_argument("--figures", type=Path, default=Path("samples"), help="folder for the figures")
-    command_line.add_sampling_arguments(parser)
+    sampling_arguments.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
 
@@ -102,11 +102,11 @@ class Judge:
 
 def main() -> None:
     args = parse_args()
-    precision = command_line.sampling_precision(args)
+    precision = sampling_arguments.sampling_precision(args)
     if args.output:
         read_results(args.output, NEEDED_OF_OPINIONS)  # a damaged file is found now, not after hours
-    models = [command_line.load_guided(path, args, precision.device) for path in args.models]
-    command_line.refuse_settings_for_students(args, models)
+    models = [sampling_arguments.load_guided(path, args, precision.device) for path in args.models]
+    sampling_arguments.refuse_settings_for_students(args, models)
     network, header, judge_sha256 = load_feature_network(args.judge, precision.device)
     pairs = PairSet(args.pairs, precision.device) if args.pairs else None
     teachers = [*models, *([teacher_of(models, args.teacher)] if args.teacher else [])]
@@ -130,8 +130,8 @@ def main() -> None:
     }
     rows = []
     for model in models:
-        settings = command_line.sampling_settings(args, model, model.settings)
-        source = ModelSamples(model, settings, args.seed, command_line.chosen_classes(None, model), precision)
+        settings = sampling_arguments.sampling_settings(args, model, model.settings)
+        source = ModelSamples(model, settings, args.seed, sampling_arguments.chosen_classes(None, model), precision)
         images = first_images(source, args.num_samples)
         features = judge.features(images)
         opinion = judge.of_samples(features) | {"held_out_error": error_to_teacher(model, pairs, precision)}

@@ -14,18 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.command_line import (
-    COUNT,
-    COUNT_OR_ZERO,
-    ArgumentParser,
-    add_device_arguments,
-    add_guidance_arguments,
-    load_teacher,
-    run,
-    sampling_settings,
-)
+from common.command_line import COUNT, COUNT_OR_ZERO, ArgumentParser, add_device_arguments, run
 from common.device import choose_device, choose_precision, describe_machine
 from common.sampling import SamplingSettings, draw_blocks
+from common.sampling_arguments import add_guidance_arguments, load_teacher, sampling_settings
 from common.solvers import FIXED_STEP_SOLVERS
 from common.tables import text_table
 

@@ -3,19 +3,14 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import torch
 
-from common.checkpoint import GUIDE_NAME, Checkpoint, guide_beside, load_checkpoint
-from common.device import PRECISIONS, Precision, choose_device, choose_precision
+from common.device import PRECISIONS
 from common.errors import UserError
 from common.memory import keep_freed_memory
-from common.sampling import SamplingSettings
-from common.solvers import SOLVERS
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -128,138 +123,3 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         help="auto is bf16 where the hardware is faster at it, else fp32",
     )
-
-
-def add_sampling_arguments(parser: argparse.ArgumentParser, solvers: Iterable[str] = SOLVERS) -> None:
-    """What is not given on the command line stays None, for `sampling_settings` to fill in."""
-    group = parser.add_argument_group("sampling from the teacher")
-    adaptive = ", dopri5 chooses its own steps and runs in fp32" if "dopri5" in solvers else ""
-    group.add_argument("--solver", choices=solvers, help=f"solver of the ODE{adaptive} (default: adams)")
-    group.add_argument("--num-steps", type=COUNT, help="steps of the solver (default: 20)")
-    add_guidance_arguments(parser)
-
-
-def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `add_sampling_arguments` adds beside the solver's."""
-    group = parser.add_argument_group("guidance of the teacher")
-    group.add_argument(
-        "--guidance-scale",
-        type=bounded(float, low=0),
-        help="classifier-free guidance, 1 is none (default: 1 with a guide; else 2 for a teacher trained on images "
-        "with label dropout)",
-    )
-    group.add_argument(
-        "--guidance-interval",
-        type=FRACTION,
-        nargs=2,
-        metavar=("FROM", "TO"),
-        help="the times t (0 noise, 1 data) at which guidance of either kind is applied (default: 0.1 0.8)",
-    )
-    group.add_argument(
-        "--guide",
-        type=Path,
-        help="a weaker checkpoint, such as an early snapshot: autoguidance by it (default: "
-        f"{GUIDE_NAME} beside the teacher, if there is one, but not for --guidance-scale alone)",
-    )
-    group.add_argument(
-        "--guide-scale",
-        type=bounded(float, low=0),
-        help="autoguidance, 1 is none (default: 2 with a guide)",
-    )
-
-
-def sampling_precision(args: argparse.Namespace) -> Precision:
-    """The device and precision of a script that draws images: with `--solver dopri5` always fp32.
-
-    Its tolerance lies below the rounding of bf16, in which it would take many more steps.
-    Raises UserError for bf16 with dopri5, and for a device that is missing.
-    """
-    if args.solver == "dopri5" and args.precision == "bf16":
-        raise UserError("dopri5 needs --precision fp32: bf16 rounds more coarsely than its tolerance")
-    return choose_precision("fp32" if args.solver == "dopri5" else args.precision, choose_device(args.device))
-
-
-def load_guided(path: Path, args: argparse.Namespace, device: torch.device) -> Checkpoint:
-    """The model in a file; a teacher with the `--guide` or, unless guidance without one is asked for, that beside it.
-
-    Raises UserError for a `--guide` that does not make the same kind of image; one beside the teacher is passed over.
-    """
-    checkpoint = load_checkpoint(path, device)
-    if checkpoint.is_student:
-        return checkpoint
-    if args.guide:
-        return checkpoint.guided_by(load_checkpoint(args.guide, device))
-    beside = guide_beside(path)
-    if beside and (args.guidance_scale is None or args.guide_scale is not None):
-        guide = load_checkpoint(beside, device)
-        return checkpoint.guided_by(guide) if checkpoint.can_be_guided_by(guide) else checkpoint
-    return checkpoint
-
-
-def load_teacher(path: Path, args: argparse.Namespace, device: torch.device, otherwise: str) -> Checkpoint:
-    """A teacher as by `load_guided`. Raises UserError for a student, which says `otherwise` what is wrong with it."""
-    checkpoint = load_guided(path, args, device)
-    if checkpoint.is_student:
-        raise UserError(f"{path} is a {checkpoint.stage} student: {otherwise}")
-    return checkpoint
-
-
-def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: SamplingSettings) -> SamplingSettings:
-    """How to draw from `checkpoint`: `base`, changed by what was given on the command line.
-
-    A student has settings of its own, which nothing changes. Raises UserError for guidance that the model cannot do.
-    """
-    if checkpoint.is_student:
-        return checkpoint.settings
-    names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if not checkpoint.guide:
-        if given.get("guide_scale", 1) != 1:
-            raise UserError("--guide-scale needs a --guide")
-        base = replace(base, guide_scale=1.0)
-    elif not base.needs_guide:
-        base = replace(base, guidance_scale=1.0, guide_scale=2.0)
-    if not checkpoint.supports_guidance:
-        if given.get("guidance_scale", 1) != 1:
-            raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")
-        base = replace(base, guidance_scale=1.0)
-    settings = replace(base, **given)
-    if settings.solver == "dopri5" and args.num_steps is not None:
-        raise UserError("dopri5 chooses its own steps: leave out --num-steps")
-    return settings
-
-
-def sampling_was_asked_for(args: argparse.Namespace) -> bool:
-    """Whether any setting of `add_sampling_arguments` was given."""
-    names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide", "guide_scale")
-    return any(getattr(args, name) is not None for name in names)
-
-
-def guidance_was_asked_for(args: argparse.Namespace) -> bool:
-    """Whether a scale of guidance was given."""
-    return args.guidance_scale is not None or args.guide_scale is not None
-
-
-def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> None:
-    """Raises UserError where settings for a teacher were given and all of the models are students."""
-    if sampling_was_asked_for(args) and all(checkpoint.is_student for checkpoint in checkpoints):
-        first = checkpoints[0]
-        raise UserError(f"{first.path} is a {first.stage} student: its {first.settings.describe()} is all it can do")
-
-
-def chosen_classes(names: Sequence[str] | None, checkpoint: Checkpoint) -> list[int]:
-    """Class numbers for `--classes`: all of the model's by default, none for an unconditional model.
-
-    Raises UserError for a class that the model does not have.
-    """
-    if names is None:
-        return list(range(len(checkpoint.class_names)))
-    if not checkpoint.class_names:
-        raise UserError(f"{checkpoint.path} is unconditional: it has no classes to choose from")
-    numbers = {str(number): number for number in range(len(checkpoint.class_names))}
-    numbers.update({name: number for number, name in enumerate(checkpoint.class_names)})  # a name wins over a number
-    unknown = [name for name in names if name not in numbers]
-    if unknown:
-        known = ", ".join(checkpoint.class_names)
-        raise UserError(f"{checkpoint.path} has no class {unknown[0]!r}: choose from {known}")
-    return [numbers[name] for name in names]

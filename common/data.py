@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,10 +18,10 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
 from common import shapes
+from common.augmentation import flip
 from common.errors import UserError
 from common.files import atomic_write
 from common.images import open_rgb, through_jpeg, to_float
-from common.noise import derive_seed
 
 CIFAR10_NAMES = ("cifar10", "cifar10-jpeg")
 DATA_SETS = (*CIFAR10_NAMES, "folder", "shapes")
@@ -57,16 +56,6 @@ class ImageData:
         """Float images (n, 3, H, W) in [-1, 1], channels-last, mirrored where `flips` (n,) is true, and labels (n,)."""
         images = self.images[indices] if flips is None else flip(self.images[indices], flips)
         return to_float(images.contiguous(memory_format=torch.channels_last)), self.labels[indices]
-
-
-def flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirrors left and right where `flips` (N,) is true."""
-    return torch.where(flips.reshape(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
-
-
-def random_flips(count: int, enabled: bool, generator: torch.Generator) -> Tensor:
-    """For each of `count` samples, whether it is mirrored."""
-    return (torch.rand(count, generator=generator, device=generator.device) < 0.5) & enabled
 
 
 def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = False) -> ImageData:
@@ -119,64 +108,6 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
     if data.sha256() != header["images_sha256"]:
         raise UserError(f"the images in {folder} are not those that trained {path}{hint}")
     return split_held_out(data, arguments["val_fraction"])
-
-
-class EpochOrder:
-    """The order in which a run visits its samples: a new permutation every epoch, a function of seed and epoch alone.
-
-    Batch `step` is positions step * batch_size ... of the endless sequence of permutations, so a run that is resumed
-    needs no state but its step, and every sample is seen once before any is seen again.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int):
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.permutations: dict[int, Tensor] = {}
-
-    def indices(self, step: int) -> Tensor:
-        positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = positions // self.count
-        first, last = int(epochs[0]), int(epochs[-1])
-        self.permutations = {epoch: self._permutation(epoch) for epoch in range(first, last + 1)}
-        return torch.cat(
-            [self.permutations[epoch][positions[epochs == epoch] % self.count] for epoch in range(first, last + 1)]
-        )
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch in self.permutations:
-            return self.permutations[epoch]
-        generator = torch.Generator().manual_seed(derive_seed("epoch", self.seed, epoch))
-        return torch.randperm(self.count, generator=generator)
-
-
-def random_crops(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Images (n, C, H, W), each shifted by up to `padding` pixels in both directions; what comes in is mirrored."""
-    if not padding:
-        return images
-    count, _, height, width = images.shape
-    padded = F.pad(images, [padding] * 4, mode="reflect")
-    shifts = torch.randint(2 * padding + 1, (2, count, 1), generator=generator, device=images.device)
-    rows = shifts[0] + torch.arange(height, device=images.device)
-    columns = shifts[1] + torch.arange(width, device=images.device)
-    samples = torch.arange(count, device=images.device)[:, None, None]
-    return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Images (n, C, H, W) in [-1, 1], a square of `size` pixels made grey around any pixel of each, edges included.
-
-    What is left of the square at an edge is smaller (DeVries and Taylor 2017).
-    """
-    if not size:
-        return images
-    count, _, height, width = images.shape
-
-    def covered(length: int) -> Tensor:
-        centre = torch.randint(length, (count, 1), generator=generator, device=images.device)
-        offset = torch.arange(length, device=images.device) - centre + size // 2
-        return (offset >= 0) & (offset < size)
-
-    squares = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
-    return images.masked_fill(squares, 0)
 
 
 def _load_cifar10(path: Path, image_size: int) -> ImageData:

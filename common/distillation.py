@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import command_line
+from common.augmentation import random_flips
 from common.checkpoint import (
     GUIDE_NAME,
     Checkpoint,
@@ -20,7 +21,6 @@ from common.checkpoint import (
     prepare,
 )
 from common.classifier import Classifier
-from common.data import EpochOrder, random_flips
 from common.device import Precision, choose_device, choose_precision
 from common.distances import (
     PIXEL_LOSSES,
@@ -29,6 +29,7 @@ from common.distances import (
     share_of_variance,
     variance_around_class_mean,
 )
+from common.epoch_order import EpochOrder
 from common.errors import UserError
 from common.files import sha256
 from common.noise import BLOCK_SIZE, derive_seed

@@ -66,7 +66,7 @@ class FrechetDistance:
         return distance.detach(), by_mean, by_covariance
 
 
-class Reference:
+class ReferenceDistribution:
     """A reference distribution, given by samples, and the bias of a distance to it that few samples estimate.
 
     The distance is measured in features of unit variance over the reference, and divided by their number D: features of
@@ -98,7 +98,7 @@ class Reference:
 
 
 class RunningFrechetLoss(nn.Module):
-    """The Fréchet distance of generated features to a `Reference`, from moments that run along with the training.
+    """The Fréchet distance of generated features to a `ReferenceDistribution`, from moments that run along with the training.
 
     A batch is far too small to estimate a covariance. Mean and covariance are therefore running averages over about the
     last `window` samples. The loss of a batch is the derivative of the distance to (1 - e) P + e Q at e = 0, for the
@@ -142,9 +142,9 @@ class RunningFrechetLoss(nn.Module):
         self.latest: Tensor | None = None
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> ReferenceDistribution:
         """With the bias for 2 `window` samples, about the effective size of a long running average."""
-        return Reference(self.load_reference().double(), num_samples=2 * self.window)
+        return ReferenceDistribution(self.load_reference().double(), num_samples=2 * self.window)
 
     def forward(self, features: Tensor) -> Tensor:
         """The distance as last computed, a scalar, with the gradient for features (N, D) of generated images.

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.augmentation import flip
 from common.checkpoint import Checkpoint
-from common.data import flip
 from common.errors import UserError
 from common.files import canonical_json, read_tensor_file
 from common.sampling import Generated, SamplingSettings

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from common.data import EpochOrder, ImageData, random_flips, split_held_out
+from common.augmentation import random_flips
+from common.data import ImageData, split_held_out
+from common.epoch_order import EpochOrder
 from common.errors import UserError
 from common.pairs import PairSet
 

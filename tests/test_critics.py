@@ -9,11 +9,12 @@ from conftest import SMALL_CONFIG, save_feature_network, save_students
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.adversarial_critic import AdversarialCritic, discriminator_loss, generator_loss
 from common.checkpoint import load_checkpoint
-from common.critics import AdversarialCritic, TargetImages, discriminator_loss, generator_loss
 from common.data import load_images, split_held_out
-from common.frechet import Reference
+from common.frechet import ReferenceDistribution
 from common.images import to_float
+from common.target_images import TargetImages
 from common.training_state import load_training_state
 
 SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 64, "--precision", "fp32")
@@ -52,13 +53,13 @@ def finish(network, image_folder, run_script, tmp_path, monkeypatch):
 def test_the_real_images_are_those_that_trained_the_teacher(finish, network, image_folder, tmp_path, monkeypatch):
     """And their mirror images; not those that it never saw. The students' features go into the moments."""
     references = []
-    create = Reference.__init__
+    create = ReferenceDistribution.__init__
 
     def spy(reference, features, num_samples):
         create(reference, features, num_samples)
         references.append(features)
 
-    monkeypatch.setattr(Reference, "__init__", spy)
+    monkeypatch.setattr(ReferenceDistribution, "__init__", spy)
     assert finish("--critic-window", 48).status == 0
     training, _ = split_held_out(load_images("folder", image_folder), 0.25)
     with torch.no_grad():

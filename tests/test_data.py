@@ -138,9 +138,9 @@ def test_the_images_behind_a_checkpoint_of_jpeg_files_can_come_from_cifar10(tmp_
     header = {"arguments": arguments, "config": {"image_size": 32}, "images_sha256": expected.sha256()}
     training, held_out = data.images_behind(tmp_path / "teacher.safetensors", header, tmp_path)
     assert (len(training), len(held_out)) == (6, 2) and torch.equal(held_out.images[0], expected.images[3])
-    with pytest.raises(UserError, match="are not those that trained [^:]*$"):
+    with pytest.raises(UserError, match=r"are not those that trained [^:]*$"):
         data.images_behind(tmp_path / "teacher.safetensors", header | {"images_sha256": "other"}, tmp_path)
-    with pytest.raises(UserError, match="that trained .* are not in gone: give --data-dir"):
+    with pytest.raises(UserError, match=r"that trained .* are not in gone: give --data-dir"):
         data.images_behind(tmp_path / "teacher.safetensors", header)
 
 

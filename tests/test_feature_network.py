@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from conftest import folder_contents
 from PIL import Image
 
+from common.augmentation import cutout, random_crops
 from common.checkpoint import load_checkpoint, load_feature_network
 from common.classifier import Classifier, ClassifierConfig
-from common.data import EpochOrder, cutout, load_images, random_crops, split_held_out
+from common.data import load_images, split_held_out
+from common.epoch_order import EpochOrder
 from common.errors import UserError
 from common.images import to_float
 from common.noise import derive_seed

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from common.frechet import FrechetDistance, Reference, RunningFrechetLoss, moments, symmetric_root
+from common.frechet import FrechetDistance, ReferenceDistribution, RunningFrechetLoss, moments, symmetric_root
 
 SIZE = 6
 
@@ -69,7 +69,7 @@ def test_a_covariance_without_full_rank_has_a_distance_and_finite_gradients():
 def test_a_feature_that_hardly_varies_has_no_say():
     """Neither at rest nor almost so, whatever the generator does with it; the others are as without it."""
     constant, almost = torch.ones(500, 1).double(), 1e-9 * torch.randn(500, 1).double()
-    reference = Reference(torch.cat([REFERENCE, constant, almost], dim=1), 100)
+    reference = ReferenceDistribution(torch.cat([REFERENCE, constant, almost], dim=1), 100)
     features = torch.cat([gaussian_features(400, 1), torch.randn(400, 2).double()], dim=1)
     distance, by_mean, by_covariance = reference.distance(*moments(features))
     assert distance.item() == pytest.approx(scaled_by_scipy(features[:, :SIZE]) * SIZE / (SIZE + 2), rel=1e-5)
@@ -83,7 +83,7 @@ def running_loss(window, refresh=1):
 
 def whole_window(features, monkeypatch):
     """A running loss that has seen one batch, which fills its window; without the correction of the bias."""
-    monkeypatch.setattr(Reference, "bias", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(ReferenceDistribution, "bias", lambda *_: (0.0, 0.0))
     running = running_loss(window=len(features))
     assert running(features).item() == 0
     running.update()
@@ -117,7 +117,7 @@ def test_a_perfect_generator_is_left_alone(windows, monkeypatch):
     """
     monkeypatch.setattr("common.frechet.BOOTSTRAPS", 50)  # of so few features each is worth less
     window, slopes, distances, uncorrected = 24, [], [], []
-    reference = Reference(REFERENCE, num_samples=2 * window)
+    reference = ReferenceDistribution(REFERENCE, num_samples=2 * window)
     for seed in range(200):
         rows = torch.randint(500, (windows * window,), generator=torch.Generator().manual_seed(1000 + seed))
         running = running_loss(window)

@@ -12,10 +12,10 @@ import torch
 from conftest import random_network, save_feature_network, save_model
 
 from common import flow
+from common.adversarial_critic import AdversarialCritic
 from common.checkpoint import load_checkpoint
-from common.critics import AdversarialCritic
-from common.data import EpochOrder
 from common.distances import FeatureDistance, pseudo_huber
+from common.epoch_order import EpochOrder
 from common.files import sha256
 from common.pairs import TRAJECTORY_TIMES, PairSet
 from common.run_log import read_metrics

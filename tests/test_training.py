@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from common import flow, muon
 from common.checkpoint import prepare
-from common.data import EpochOrder
+from common.epoch_order import EpochOrder
 from common.optimisation import ema_update, learning_rate_factor, make_optimizer
 from common.unet import UNet, UNetConfig
 

@@ -1,0 +1,40 @@
+"""The images that a critic compares a student's with."""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from common.checkpoint import Checkpoint
+from common.data import ImageData, images_behind
+from common.errors import UserError
+from common.pairs import PairSet
+
+
+class TargetImages:
+    """What a student's images are compared with: those that trained its teacher, or the teacher's own, of the pairs."""
+
+    def __init__(self, args: argparse.Namespace, teacher: Checkpoint, pairs: PairSet):
+        self.labels = None
+        if args.critic_images == "teacher":
+            self.count, self.first = pairs.training_count, pairs.held_out_count
+            self.gather = lambda indices: pairs.gather(indices + self.first).image
+            return
+        images = teachers_images(args, teacher).to(pairs.device)
+        self.count, self.labels = len(images), images.labels
+        self.gather = lambda indices: images.batch(indices.to(pairs.device))[0]
+
+    def draw_labels(self, count: int, num_classes: int, generator: torch.Generator) -> Tensor | None:
+        """Labels (count,) with classes as frequent as among these images; None where there are no classes."""
+        if not num_classes:
+            return None
+        if self.labels is None:  # the pairs' classes take turns
+            return torch.randint(num_classes, (count,), generator=generator, device=generator.device)
+        return self.labels[torch.randint(len(self.labels), (count,), generator=generator, device=generator.device)]
+
+
+def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:
+    """The images that trained the teacher, without those that it never saw. Raises UserError where there are none."""
+    if "images_sha256" not in teacher.header:
+        raise UserError(f"{teacher.path} was trained on noise pairs, not on images: --critic-images teacher")
+    return images_behind(teacher.path, teacher.header, args.data_dir)[0]
