@@ -98,7 +98,7 @@ class ReferenceDistribution:
 
 
 class RunningFrechetLoss(nn.Module):
-    """The Fréchet distance of generated features to a `ReferenceDistribution`, from moments that run along with the training.
+    """The Fréchet distance of generated features to a reference, from moments that run along with the training.
 
     A batch is far too small to estimate a covariance. Mean and covariance are therefore running averages over about the
     last `window` samples. The loss of a batch is the derivative of the distance to (1 - e) P + e Q at e = 0, for the
