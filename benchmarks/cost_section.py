@@ -23,18 +23,20 @@ def cost_table(cost: dict) -> str:
     return markdown_table(header, [_row(model, cost["training_flop_per_second"]) for model in cost["models"]])
 
 
-def cost_section(costs: Sequence[dict], shipped: Sequence[str]) -> list[str]:
-    """By the last of the lines that is of all the models of these hashes; nothing where there is none."""
+def complete_cost(costs: Sequence[dict], shipped: Sequence[str]) -> dict | None:
+    """The last of the lines that is of all the models of these hashes; None where there is none."""
     complete = [cost for cost in costs if {model["checkpoint"] for model in cost["models"]} == set(shipped)]
-    if not complete:
-        return []
-    cost = complete[-1]
+    return complete[-1] if complete else None
+
+
+def cost_section(cost: dict) -> str:
+    """`cost`: a line of `benchmarks/model_cost.py`."""
     notes = NOTES.format(
         **{name: cost[name] for name in ("machine", "arithmetic", "batch_size", "repeats", "preset")},
         torch=cost["versions"]["torch"],
         rate=cost["training_flop_per_second"] / 1e9,
     )
-    return [f"{TITLE}\n\n{notes}\n\n{cost_table(cost)}"]
+    return f"{TITLE}\n\n{notes}\n\n{cost_table(cost)}"
 
 
 def _row(model: dict, training_flop_per_second: float) -> tuple[str, ...]:

@@ -1,27 +1,28 @@
-"""Write docs/results.md, its figures and the README's table from docs/results.jsonl and the shipped checkpoints.
+"""Write docs/results.md, its figures, and the table of the README and of the model card.
 
     python -m benchmarks.results_page
 
-The page shows what `compute_fid.py --output docs/results.jsonl` measured of the models that are in
-checkpoints/pretrained/ now, by their hash; results of earlier models follow in tables of their own. No figure on it is
-typed by hand but those in docs/published.json, which others published.
+From docs/results.jsonl, the other files of lines in docs/, and the shipped checkpoints. The page shows what
+`compute_fid.py --output docs/results.jsonl` measured of the models that are in checkpoints/pretrained/ now, by their
+hash; results of earlier models follow in tables of their own. No figure on it is typed by hand but those in
+docs/published.json, which others published.
 """
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import stdev
 
 from benchmarks.commands_section import commands_section
-from benchmarks.cost_section import NEEDED_OF_COST, cost_section
+from benchmarks.cost_section import NEEDED_OF_COST, complete_cost, cost_section
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
+from benchmarks.headline import by_seed, headline, mean_fid
 from benchmarks.losses_section import losses_section
-from benchmarks.search_page import CHOOSING_SEED
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import ArgumentParser, run
 from common.curves import GAP, curve_series, fid_curve
-from common.errors import UserError
 from common.files import ROOT, write_bytes, write_text
 from common.lineage import feature_networks_flop
 from common.results import (
@@ -40,8 +41,10 @@ from common.stages import STAGES
 from common.tables import markdown_table
 from common.unet import count_values
 
-PAGE, README = "docs/results.md", "README.md"
-HEADLINE_MARK = "<!-- From here to the next heading: make results -->\n"
+PAGE = Path("docs/results.md")
+WITH_HEADLINE = (Path("README.md"), Path("checkpoints/pretrained/README.md"))
+FIRST_MARK, LAST_MARK = "<!-- make results: from here -->\n", "<!-- make results: to here -->\n"
+"""Around what is written into these."""
 FIGURES = {
     "nfe": "docs/fid_against_network_calls.png",
     "training_flop": "docs/fid_against_training_flop.png",
@@ -51,7 +54,7 @@ FIGURES = {
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder in which README.md and docs/ are written")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder in which the pages are written")
     return parser.parse_args()
 
 
@@ -64,11 +67,12 @@ def main() -> None:
     current = [result for result in results if result["checkpoint"] in files]
     earlier = [result for result in results if result["checkpoint"] not in files]
 
-    table = headline(current, files)  # which may refuse: before anything is written
+    costs = read_results(ROOT / "docs" / "cost.jsonl", NEEDED_OF_COST)
+    cost = complete_cost(costs, [checkpoint.sha256 for checkpoint in shipped if not is_guide(checkpoint)])
+    table = headline(current, files, cost)  # which may refuse: before anything is written
     groups = [in_reading_order(group) for group in comparable_groups(current)]
     sections = [INTRODUCTION, shipped_section(shipped), *map(group_section, groups)]
-    costs = read_results(ROOT / "docs" / "cost.jsonl", NEEDED_OF_COST)
-    sections += cost_section(costs, [checkpoint.sha256 for checkpoint in shipped if not is_guide(checkpoint)])
+    sections += [cost_section(cost)] if cost else []
     sections += curve_sections(current, results, out)
     if tried := read_results(ROOT / "docs" / "guidance.jsonl", NEEDED_OF_GUIDED):
         sections.append(guidance_section(tried))
@@ -78,10 +82,12 @@ def main() -> None:
     sections += [earlier_section(group) for group in comparable_groups(earlier)]
     sections.append(commands_section(groups, files))
     write_text(out / PAGE, "\n\n".join(sections) + "\n")
-    readme = (ROOT / README).read_text(encoding="utf-8")
-    before, mark, after = readme.partition(HEADLINE_MARK)
-    write_text(out / README, before + mark + table + after[after.index("\n## ") :])
-    print(out / PAGE, out / README, sep="\n")
+    for page in WITH_HEADLINE:
+        before, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(FIRST_MARK)
+        _, _, after = rest.partition(LAST_MARK)
+        link = f"[All results]({os.path.relpath(PAGE, page.parent)}).\n\n"
+        write_text(out / page, f"{before}{FIRST_MARK}{table} {link}{LAST_MARK}{after}")
+    print(out / PAGE, *(out / page for page in WITH_HEADLINE), sep="\n")
 
 
 INTRODUCTION = """# Results
@@ -120,54 +126,6 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
         f"its teacher's, of the pairs' and of the {classifiers:.3g} of the classifiers in its losses."
     )
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
-
-
-def headline(current: Sequence[dict], files: dict[str, str]) -> str:
-    """Each shipped model run in its best way, by the results of the most samples that there are of all of them.
-
-    `files`: by their hash. Raises UserError where no results compare all of them.
-    """
-    measured = [
-        result
-        for result in current
-        if result["fid"] is not None and result["classes"] is None and result["guide"] in (None, *files)
-    ]
-    groups = [group for group in comparable_groups(measured) if {result["stage"] for result in group} == set(STAGES)]
-    if not groups:
-        raise UserError("no results compare all of the shipped models: measure each by one number of samples")
-    group = max(groups, key=lambda group: (group[0]["num_samples"], len(group)))
-    fresh = [result for result in group if result["seed"] != CHOOSING_SEED]
-    was_chosen_by = {result["stage"] for result in fresh} != set(STAGES)
-    group = group if was_chosen_by else fresh
-    best: dict[str, list[dict]] = {}
-    for results in sorted(by_seed(group), key=mean_fid, reverse=True):
-        best[results[0]["stage"]] = results
-    rows = []
-    for stage in sorted(best, key=list(STAGES).index):
-        result = best[stage][0]
-        hashes = [result["checkpoint"], *filter(None, [result["guide"]])]
-        sizes = " + ".join(f"{(ROOT / files[sha256]).stat().st_size / 1e6:.1f}" for sha256 in hashes)
-        rows.append((STAGES[stage].label, f"{result['nfe']:g}", sizes, f"{mean_fid(best[stage]):.2f}"))
-    table = markdown_table(("model", "network calls", "MB (+ guide)", "FID"), rows)
-    chosen = " The same sampling seed chose the settings: others may give a little more." if was_chosen_by else ""
-    return (
-        f"\n{table}\n\nFID (lower is better) of {group_title(group)}, measured on {machines_of(group)}.{chosen} "
-        f"Figures of another number of samples, or against the originals, do not compare. [All results]({PAGE}).\n"
-    )
-
-
-def by_seed(group: Sequence[dict]) -> list[list[dict]]:
-    """The FIDs of each model run in each way: a list for all sampling seeds."""
-    ways: dict[tuple, list[dict]] = {}
-    for result in group:
-        if result["fid"] is not None:
-            how = (run_of(result), result["arithmetic"], result["device"], result["batch_size"])
-            ways.setdefault((result["checkpoint"], result["guide"], *how), []).append(result)
-    return list(ways.values())
-
-
-def mean_fid(results: Sequence[dict]) -> float:
-    return fmean(result["fid"] for result in results)
 
 
 def group_section(group: Sequence[dict]) -> str:

@@ -9,8 +9,9 @@ from result_line import result
 
 from benchmarks.commands_section import commands_of, options_of
 from benchmarks.guidance_section import guidance_section
+from benchmarks.headline import headline
 from benchmarks.losses_section import losses_section
-from benchmarks.results_page import headline, spread_over_seeds
+from benchmarks.results_page import spread_over_seeds
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
 from common.results import append_result, read_results
@@ -20,7 +21,7 @@ def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
     """No figure on it is typed by hand, and none is older than the results or the shipped models."""
     outcome = run_script("benchmarks/results_page.py", "--out", tmp_path)
     assert outcome.status == 0, outcome.err
-    for page in ("docs/results.md", "README.md"):
+    for page in ("docs/results.md", "README.md", "checkpoints/pretrained/README.md"):
         assert (tmp_path / page).read_text() == (ROOT / page).read_text()
 
 
@@ -82,15 +83,28 @@ def test_the_readme_compares_all_of_the_shipped_models_and_says_which_seed_chose
         for (stage, fid), letter in zip(stages.items(), "abc", strict=True)
     ]
     alone = result(fid=7.0, num_samples=50_000)  # of more samples, but of the teacher only
-    text = headline([*chosen, alone], files)
+    text = headline([*chosen, alone], files, None)
     assert all(f"| {fid:.2f} |" in text for fid in stages.values()) and "7.00" not in text
     assert "5,000 samples against JPEG CIFAR-10 (50,000 images)" in text and "seed chose the settings" in text
-    some_fresh = headline([*chosen, chosen[0] | {"seed": 5, "fid": 11.0}], files)
+    some_fresh = headline([*chosen, chosen[0] | {"seed": 5, "fid": 11.0}], files, None)
     assert "seed chose the settings" in some_fresh and "| 10.50 |" in some_fresh
-    all_fresh = headline([*chosen, *(line | {"seed": 5, "fid": line["fid"] + 1} for line in chosen)], files)
+    all_fresh = headline([*chosen, *(line | {"seed": 5, "fid": line["fid"] + 1} for line in chosen)], files, None)
     assert "seed chose the settings" not in all_fresh and "| 11.00 |" in all_fresh
     with pytest.raises(UserError, match="no results compare all of the shipped models"):
-        headline([alone], files)
+        headline([alone], files, None)
+
+
+def test_the_readme_s_table_says_what_else_was_measured():
+    names = dict(zip("abc", ("teacher", "four_step", "one_step"), strict=True))
+    files = {letter * 64: "checkpoints/pretrained/teacher.safetensors" for letter in names}
+    lines = [result(stage=stage, checkpoint=letter * 64, recall=0.5) for letter, stage in names.items()]
+    lines.append(lines[2] | {"seed": 1, "recall": 0.6})
+    models = [{"checkpoint": letter * 64, "milliseconds_in_a_batch": 12.34} for letter in names]
+    cost = {"models": models, "batch_size": 64, "machine": "a machine", "arithmetic": "fp32"}
+    text = headline(lines, files, cost)
+    assert "| one-step student | 7 | 11.9 | 12.3 | 31.46 | 12.30 | 0.550 |" in text
+    assert "each of 64 images drawn together, a machine, fp32" in text
+    assert "ms an image" not in headline(lines, files, None)
 
 
 def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
