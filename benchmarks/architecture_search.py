@@ -20,9 +20,9 @@ from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
-from benchmarks.search_page import FID_SAMPLES, page
+from benchmarks.architecture_page import FID_SAMPLES, page
+from benchmarks.architecture_variants import GUIDANCE, STARTING_NETWORK, VARIANTS, Variant
 from benchmarks.search_rows import protocol_of, read_rows, require_definition, write_rows
-from benchmarks.search_variants import GUIDANCE, STARTING_NETWORK, VARIANTS, Variant
 from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, steps_for
 from benchmarks.training_rate import bare_rate, one_step
 from common.checkpoint import code_version, load_checkpoint, prepare

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from benchmarks.search_page import CHOOSING_SEED
 from common.errors import UserError
 from common.files import ROOT
-from common.results import comparable_groups, group_title, machine_of, machines_of, run_of
+from common.results import CHOOSING_SEED, comparable_groups, group_title, machine_of, machines_of, run_of
 from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 

@@ -26,7 +26,7 @@ from common.errors import UserError
 from common.files import sha256
 from common.lineage import feature_networks
 from common.pairs import PairSet
-from common.results import NEEDED_OF_OPINIONS, read_results
+from common.results import CHOOSING_SEED, NEEDED_OF_OPINIONS, read_results
 from common.stages import STAGES
 from common.training_state import ADDED_OPTIONS
 
@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--judge", type=Path, help="without, there is no second opinion")
     group.add_argument("--opinion-samples", type=COUNT, default=10_000, help="that the judge sees")
     group.add_argument("--num-samples", type=COUNT, default=5000, help="of FID")
-    group.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=1000, help="of the samples that FID is of")
+    group.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=CHOOSING_SEED, help="of the samples that FID is of")
     group.add_argument("--reference", default="cifar10", help="of FID")
     group.add_argument("--reference-name")
     group.add_argument("--inception-weights", type=Path)

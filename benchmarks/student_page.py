@@ -10,9 +10,9 @@ INTRODUCTION = """\
 Written by `benchmarks/student_search.py` from [student_search.jsonl](student_search.jsonl), which holds the definition
 and the command of each row. What is not in a variant's name is: squared error, Muon at 1e-3, batches of 64, joint
 flips, all pairs, a start at the teacher's weights; of a four-step student equal steps, and half of the examples on its
-own states, with the gradient within a step. Variants by features need the network of `feature_network.py`, whose own
-training is not in their FLOP. All in a table have the same training FLOP, but those that say half: they are the
-beginning of others, whose FLOP, examples and minutes include theirs.
+own states, with the gradient within a step ("four steps" alone means that). All in a table have the same training FLOP;
+where a variant says *for half the FLOP*, it is the beginning of another, whose FLOP, examples and minutes include its.
+The network in a loss by features is trained beside that.
 
 Options that brought nothing were taken out of the code: training on a four-step student's own states, and steps of
 unequal length. The column *code* ends in the commit that made the row, and that commit has the row's options.

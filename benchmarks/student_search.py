@@ -21,6 +21,7 @@ from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, 
 from common.device import choose_device, describe_machine
 from common.errors import UserError
 from common.pairs import PairSet, held_out_of
+from common.results import CHOOSING_SEED
 from common.run_log import read_metrics
 
 FID_PROTOCOL = ("num_samples", "seed", "reference_sha256", "inception_sha256", "arithmetic")
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("checkpoints/student_search"), help="folder of the runs")
     parser.add_argument("--rows", type=Path, default=Path("docs/student_search.jsonl"), help="file of rows")
     parser.add_argument("--num-samples", type=COUNT, default=5000, help="of FID")
-    parser.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=1000, help="sampling seed of FID")
+    parser.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=CHOOSING_SEED, help="sampling seed of FID")
     parser.add_argument("--reference", default="cifar10", help="of FID, as for compute_fid.py")
     parser.add_argument("--inception-weights", type=Path, help="as for compute_fid.py")
     return parser.parse_args()

@@ -13,6 +13,8 @@ from common.sampling import SamplingSettings
 from common.stages import STAGES
 from common.tables import without_empty_columns
 
+CHOOSING_SEED = 1000
+"""The sampling seed by whose FID things were chosen; a mean over other seeds is what a choice is worth."""
 CIRCUMSTANCES = (
     *("machine", "seconds", "drawing_seconds", "versions"),
     *("guide_training_flop", "guide_parameters", "training_runs", "init_sha256"),

@@ -33,16 +33,11 @@ THIN_32 = DEEP_ONE_HEAD | {
 
 VARIANTS = {
     "AdamW 1e-3": Variant(optimizer="adamw", learning_rate=1e-3),
-    "Muon 1e-3": Variant(learning_rate=1e-3),
     "Muon 2e-3": Variant(),
     "Muon 4e-3": Variant(learning_rate=4e-3),
     # Where the parameters and the arithmetic sit.
-    "32x32 level": Variant({"patch_size": 1, "widths": [16, 64, 96, 112], "attention_levels": [2]}),
-    "two levels": Variant({"widths": [80, 128], "head_width": 16}),
-    "heavier 16x16": Variant({"widths": [80, 96, 96]}),
     "lighter 16x16": Variant({"widths": [48, 96, 112]}),
     "twice as deep": Variant({"widths": [48, 80, 80], "blocks_per_level": 2, "head_width": 16}),
-    "deeper at 8x8": Variant({"widths": [64, 96, 80], "blocks_per_level": [1, 2, 1], "head_width": 16}),
     # How it is wired.
     "added skips": Variant({"skips": "added", "widths": [80, 112, 112], "head_width": 16}),
     "added skips, twice as deep": Variant(DEEP),
@@ -53,19 +48,13 @@ VARIANTS = {
         {"skips": "added", "widths": [48, 80, 80], "blocks_per_level": 3, "head_width": 16}
     ),
     "no attention": Variant({"attention_levels": []}),
-    "attention at 16x16 and 8x8": Variant({"widths": [64, 96, 96], "attention_levels": [0, 1]}),
-    "attention at 8x8 and 4x4": Variant({"widths": [64, 96, 96], "attention_levels": [1, 2]}),
-    "one head": Variant({"head_width": 96}),
     # How it is trained.
-    "batch 32": Variant(batch_size=32),
     "batch 128": Variant(batch_size=128),
-    "decay from the start": Variant(decay_share=0.9),
     "uniform times": Variant(flow={"--time-distribution": "uniform"}),
     "label dropout 0.1": Variant(flow={"--label-dropout": 0.1}),
     # What was good alone, together.
     "added skips, twice as deep, one head": Variant(DEEP_ONE_HEAD),
     "added skips, twice as deep, one head, three Newton-Schulz steps": Variant(DEEP_ONE_HEAD),
-    "added skips, twice as deep, one head, batch 128": Variant(DEEP_ONE_HEAD, batch_size=128, learning_rate=2.8e-3),
     "added skips, twice as deep, one head, 32x32 level": Variant(THIN_32),
     "added skips, twice as deep, one head, 32 wide at 32x32": Variant(THIN_32 | {"widths": [32, 64, 80, 96]}),
     "added skips, twice as deep, one head, 48 wide at 32x32": Variant(THIN_32 | {"widths": [48, 64, 80, 96]}),
@@ -73,7 +62,6 @@ VARIANTS = {
         THIN_32 | {"widths": [32, 64, 80, 96], "blocks_per_level": 2}
     ),
     "added skips, twice as deep, no attention": Variant(DEEP | {"attention_levels": []}),
-    "added skips, twice as deep, 4e-3": Variant(DEEP, learning_rate=4e-3),
 }
 
 
@@ -93,7 +81,4 @@ GUIDANCE = {
     "classifier-free, Euler": Guidance({"--solver": "euler", "--num-steps": 24, "--guidance-scale": 2}),
     "snapshot at 12 %": Guidance(STEPS | {"--guide-scale": 2}, 0.12),
     "snapshot at 25 %": Guidance(STEPS | {"--guide-scale": 2}, 0.25),
-    "snapshot at 12 %, scale 1.7": Guidance(STEPS | {"--guide-scale": 1.7}, 0.12),
-    "snapshot at 12 %, scale 2.4": Guidance(STEPS | {"--guide-scale": 2.4}, 0.12),
-    "snapshot at 25 %, scale 2.4": Guidance(STEPS | {"--guide-scale": 2.4}, 0.25),
 }

@@ -9,8 +9,9 @@ import pytest
 from conftest import ROOT, SMALL_CONFIG
 
 from benchmarks import architecture_search, stage_scripts
-from benchmarks.search_page import CHOOSING_SEED, guidance_cells, page
+from benchmarks.architecture_page import guidance_cells, page
 from common.errors import UserError
+from common.results import CHOOSING_SEED
 from common.sampling import SamplingSettings
 
 
@@ -20,7 +21,7 @@ def test_a_variant_is_trained_for_the_flop_asked_for_and_only_once(run_script, i
         assert result.status == 0, result.err
 
     monkeypatch.setattr(stage_scripts, "run_script", in_this_process)
-    monkeypatch.setattr("benchmarks.search_variants.STARTING_NETWORK", SMALL_CONFIG)
+    monkeypatch.setattr("benchmarks.architecture_variants.STARTING_NETWORK", SMALL_CONFIG)
     rows, budget = tmp_path / "rows.jsonl", 2e10
     arguments = ("--images", image_folder, "--flop", budget, "--rows", rows, "--out", tmp_path / "runs")
     result = run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 32")
