@@ -33,7 +33,7 @@ from common.errors import UserError
 from common.presets import FINISHING_RECIPE
 from common.sampling import GuidedVelocity, SamplingSettings
 from common.solvers import integrate
-from common.target_images import TargetImages
+from common.target_images import TargetImages, draw_labels
 from common.training import step_generator
 
 
@@ -62,7 +62,7 @@ def main() -> int:
         generator = step_generator(args.seed, step, run.device)
         pair = run.batch(step, generator)
         noise = torch.randn(num_fresh, *image_shape, generator=generator, device=run.device)
-        labels = target.draw_labels(num_fresh, num_classes, generator)
+        labels = draw_labels(target.labels, num_fresh, num_classes, generator)
         all_labels = None if labels is None else torch.cat([pair.labels, labels])
         images = make_images(network, torch.cat([pair.noise, noise]), all_labels, student.settings)
         to_teacher = run.image_distance(images[:num_pairs], pair.image).mean()

@@ -80,6 +80,8 @@ def _series_of_students(group: Sequence[dict]) -> dict[str, Points]:
 def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     """FID over one of `AXES` as a PNG: a line for each model and way of running it, or a lone marker.
 
+    The file's description is what was drawn, as JSON.
+
     Readable without colour: each series has a marker and a line style of its own, each point its value.
     """
     from matplotlib.figure import Figure
@@ -116,7 +118,7 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside lower center", ncols=2 if longest < 60 else 1)  # where it covers no point
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Description": canonical_json(series)})
     return buffer.getvalue()
 
 

@@ -11,11 +11,22 @@ from common.errors import UserError
 from common.pairs import PairSet
 
 
+def draw_labels(labels: Tensor | None, count: int, num_classes: int, generator: torch.Generator) -> Tensor | None:
+    """Labels (count,) of classes as frequent as among `labels`, or alike without them; None for no classes."""
+    if not num_classes:
+        return None
+    numbers = {"generator": generator, "device": generator.device}
+    if labels is None:
+        return torch.randint(num_classes, (count,), **numbers)
+    return labels[torch.randint(len(labels), (count,), **numbers)]
+
+
 class TargetImages:
     """What a student's images are compared with: those that trained its teacher, or the teacher's own, of the pairs."""
 
     def __init__(self, args: argparse.Namespace, teacher: Checkpoint, pairs: PairSet):
-        self.labels = None
+        self.labels: Tensor | None = None
+        """Of the images; None for those of the pairs, whose classes take turns."""
         if args.critic_images == "teacher":
             self.count, self.first = pairs.training_count, pairs.held_out_count
             self.gather = lambda indices: pairs.gather(indices + self.first).image
@@ -23,14 +34,6 @@ class TargetImages:
         images = teachers_images(args, teacher).to(pairs.device)
         self.count, self.labels = len(images), images.labels
         self.gather = lambda indices: images.batch(indices.to(pairs.device))[0]
-
-    def draw_labels(self, count: int, num_classes: int, generator: torch.Generator) -> Tensor | None:
-        """Labels (count,) with classes as frequent as among these images; None where there are no classes."""
-        if not num_classes:
-            return None
-        if self.labels is None:  # the pairs' classes take turns
-            return torch.randint(num_classes, (count,), generator=generator, device=generator.device)
-        return self.labels[torch.randint(len(self.labels), (count,), generator=generator, device=generator.device)]
 
 
 def teachers_images(args: argparse.Namespace, teacher: Checkpoint) -> ImageData:

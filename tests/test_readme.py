@@ -154,8 +154,8 @@ def made_by(header: dict, args: argparse.Namespace) -> bool:
 
 def test_commands_that_want_a_gpu_parse(monkeypatch):
     commands = readme_commands(marked_not_run=True)
-    assert len(commands) == 4
-    for python, script, *arguments in commands:
+    assert len(commands) == 5 and commands[1][0] == "cp"
+    for python, script, *arguments in (command for command in commands if command[0] != "cp"):
         assert python == "python"
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         args = runpy.run_path(str(ROOT / script))["parse_args"]()
@@ -172,7 +172,24 @@ def test_the_file_tree_is_that_of_the_folder():
     assert top == files | folders | {"checkpoints/pretrained"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/fid.md", "checkpoints/pretrained/README.md"])
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "checkpoints/pretrained/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pictures_and_local_links_exist(page):
-    for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
-        assert (ROOT / page).parent.joinpath(link).is_file(), link
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors_of(target), f"{link}#{anchor}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Those of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_has_pictures_and_leads_to_the_other_pages():
+    linked = set(re.findall(r"\]\((?!http)([^)#]+)", README))
+    pages = {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"}
+    assert pages <= linked and len([link for link in linked if link.endswith(".png")]) > 2

@@ -5,13 +5,14 @@ import subprocess
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 from result_line import result
 
 from benchmarks.commands_section import commands_of, options_of
 from benchmarks.guidance_section import guidance_section
 from benchmarks.headline import headline
 from benchmarks.losses_section import losses_section
-from benchmarks.results_page import spread_over_seeds
+from benchmarks.results_page import FIGURES, spread_over_seeds
 from common.checkpoint import GUIDE_NAME, load_checkpoint
 from common.errors import UserError
 from common.results import append_result, read_results
@@ -23,6 +24,9 @@ def test_the_page_is_the_one_that_the_command_writes(run_script, tmp_path):
     assert outcome.status == 0, outcome.err
     for page in ("docs/results.md", "README.md", "checkpoints/pretrained/README.md"):
         assert (tmp_path / page).read_text() == (ROOT / page).read_text()
+    for figure in FIGURES.values():
+        ours, theirs = (Image.open(folder / figure).text["Description"] for folder in (tmp_path, ROOT))
+        assert ours == theirs
 
 
 def test_the_page_shows_what_was_measured_of_the_shipped_models():
