@@ -35,7 +35,8 @@ def main() -> int:
         landed = pair.noise + network(pair.noise, start, pair.labels)
         return run.image_distance(landed, pair.image).mean()
 
-    return run.train(run.new_student(), "one_step", student_settings("one_step"), batch_loss)
+    student, beginning = run.new_student()
+    return run.train(student, "one_step", student_settings("one_step"), batch_loss, beginning)
 
 
 if __name__ == "__main__":

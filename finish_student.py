@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from common import command_line
 from common.checkpoint import initial_header, load_checkpoint, prepare
-from common.critics import add_critic_arguments, make_critic, settle_critic_arguments, split_batch
+from common.critics import add_critic_arguments, make_critic, split_batch
 from common.distillation import Distillation, distillation_parser
 from common.errors import UserError
 from common.presets import FINISHING_RECIPE
@@ -46,14 +46,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    settle_critic_arguments(args)
     student = load_checkpoint(args.student)
     if not student.is_student:
         raise UserError(f"{args.student} is a teacher: give a student")
     num_pairs, num_fresh = split_batch(args, student.settings.num_steps)
     run = Distillation(args, num_pairs)
     run.require_own_student(student)
-    run.header |= {"student": student.sha256, **initial_header(student)}
+    beginning = {"student": student.sha256, **initial_header(student)}
     target = TargetImages(args, run.teacher, run.pairs)
     critic = make_critic(args, run, target, per_step=num_fresh)
     image_shape, num_classes = student.model.config.image_shape, len(student.class_names)
@@ -68,7 +67,7 @@ def main() -> int:
         to_teacher = run.image_distance(images[:num_pairs], pair.image).mean()
         return to_teacher + args.critic_weight * critic(images[num_pairs:], labels, generator)
 
-    return run.train(prepare(student.model, run.device), student.stage, student.settings, batch_loss, critic)
+    return run.train(prepare(student.model, run.device), student.stage, student.settings, batch_loss, beginning, critic)
 
 
 def make_images(network: nn.Module, noise: Tensor, labels: Tensor | None, settings: SamplingSettings) -> Tensor:

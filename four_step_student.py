@@ -51,7 +51,8 @@ def main() -> int:
         to_images = run.image_distance(landed[-num_images:], target[-num_images:])
         return torch.cat([to_states, to_images]).mean()
 
-    return run.train(run.new_student(), "four_step", settings, batch_loss)
+    student, beginning = run.new_student()
+    return run.train(student, "four_step", settings, batch_loss, beginning)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from benchmarks.stage_scripts import as_arguments, run_script, steps_for
 from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
-from common.distillation import USUAL_FEATURE_NETWORK
+from common.distillation import CRITICS_BY_FEATURES, USUAL_FEATURE_NETWORK
 from common.errors import UserError
 from common.files import sha256
 from common.lineage import feature_networks
@@ -105,7 +105,7 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
 
 
 def needs_feature_network(losses: dict) -> bool:
-    return losses["--loss"] == "features" or losses.get("--critic") in ("frechet", "adversarial")
+    return losses["--loss"] == "features" or losses.get("--critic") in CRITICS_BY_FEATURES
 
 
 def schedule(steps: int) -> dict:

@@ -24,7 +24,8 @@ WEIGHTS = {"frechet": 0.4, "adversarial": 0.01, "score": 0.5}
 USUAL_WINDOW = 4096
 
 
-def add_critic_arguments(parser: argparse.ArgumentParser) -> None:
+def add_critic_arguments(parser: command_line.ArgumentParser) -> None:
+    parser.checks.append(settle_critic_arguments)
     group = parser.add_argument_group("critic")
     group.add_argument("--critic", choices=WEIGHTS, default="frechet", help="what compares the distributions")
     weights = ", ".join(f"{weight:g} for {name}" for name, weight in WEIGHTS.items())
@@ -108,15 +109,13 @@ def make_critic(
 
     Raises UserError for a window that the features or the run do not fit, and for a guide that is not the pairs'.
     """
-    flips = not args.no_flips
+    flips, networks = not args.no_flips, run.feature_networks
     if args.critic == "frechet":
-        networks = run.load_feature_networks()
         require_fitting_window(args, max(network.summary_size for network in networks), per_step)
         return MeanCritic(
             [FrechetCritic(network, target, args.critic_window, flips, run.precision) for network in networks]
         )
     if args.critic == "adversarial":
-        networks = run.load_feature_networks()
         return MeanCritic([AdversarialCritic(network, target, per_step, args.seed, flips) for network in networks])
     run.require_guide_of_pairs(run.teacher.guide)
     return ScoreCritic(run.teacher.model, run.teacher.guide_model, run.pairs.settings, args.seed)

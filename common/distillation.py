@@ -43,6 +43,7 @@ from common.training_arguments import Recipe, add_training_arguments
 from common.training_run import Critic
 from common.unet import UNet
 
+CRITICS_BY_FEATURES = ("frechet", "adversarial")
 USUAL_FEATURE_NETWORK = Path("checkpoints/feature_network/feature_network.safetensors")
 
 
@@ -77,9 +78,22 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         help="the guide that the pairs were made with, if any: the held-out report then runs the teacher with it "
         f"(default: {GUIDE_NAME} beside the teacher)",
     )
+    parser.checks.append(settle_loss_arguments)
     add_training_arguments(parser, recipe, out)
     command_line.add_device_arguments(parser)
     return parser
+
+
+def settle_loss_arguments(args: argparse.Namespace) -> None:
+    """Fills in the defaults that depend on the loss. Raises UserError for an option that would do nothing."""
+    if args.loss != "features" and args.feature_weight is not None:
+        raise UserError("--feature-weight needs --loss features")
+    args.feature_weight = args.feature_weight or (0.15 if args.loss == "features" else None)
+
+
+def needs_feature_networks(args: argparse.Namespace) -> bool:
+    """Whether a part of the loss, or its critic, looks at features."""
+    return args.loss == "features" or getattr(args, "critic", None) in CRITICS_BY_FEATURES
 
 
 def student_parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -103,9 +117,6 @@ class Distillation:
 
         Raises UserError where arguments, teacher, guide and pairs do not belong together.
         """
-        if args.loss != "features" and args.feature_weight is not None:
-            raise UserError("--feature-weight needs --loss features")
-        args.feature_weight = args.feature_weight or (0.15 if args.loss == "features" else None)
         self.args = args
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
@@ -123,30 +134,17 @@ class Distillation:
             **self.pairs.description,
         }
         self.feature_networks: list[Classifier] = []
+        if needs_feature_networks(args):
+            paths = args.feature_network or [USUAL_FEATURE_NETWORK]
+            image_shape = self.pairs.header["image_shape"]
+            self.feature_networks, flop = load_feature_networks(paths, image_shape, self.device)
+            self.header["feature_networks"] = flop
+        elif args.feature_network:
+            raise UserError("--feature-network is for --loss features, and for a critic by features")
         self.distance = PIXEL_LOSSES.get(args.loss, pseudo_huber)
-        self.feature_distance = FeatureDistance(self.load_feature_networks()) if args.loss == "features" else None
+        self.feature_distance = FeatureDistance(self.feature_networks) if args.loss == "features" else None
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
         self.held_out = self.pairs.held_out()
-
-    def load_feature_networks(self) -> list[Classifier]:
-        """The frozen networks that help to train the student, whose header then says so.
-
-        Raises UserError for one that is given twice, or that looks at images of another size.
-        """
-        if not self.feature_networks:
-            loaded = {}
-            for path in self.args.feature_network or [USUAL_FEATURE_NETWORK]:
-                network, header, content = load_feature_network(path, self.device)
-                size = network.config.image_size
-                if tuple(self.pairs.header["image_shape"]) != (3, size, size):
-                    raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
-                if content in loaded:
-                    raise UserError(f"{path} is the same network as another --feature-network")
-                loaded[content] = network, header["training_flop"]
-            loaded = dict(sorted(loaded.items()))  # a critic's state is by position: a resume may name them otherwise
-            self.feature_networks = [network for network, _ in loaded.values()]
-            self.header["feature_networks"] = {content: flop for content, (_, flop) in loaded.items()}
-        return self.feature_networks
 
     def guide_of_pairs_beside_teacher(self) -> Path | None:
         """The guide in the teacher's folder, where the pairs were made with it."""
@@ -167,21 +165,24 @@ class Distillation:
         self.pairs.require_student(student)
         self.pairs.require_held_out_unseen(student.header, student.path)
 
-    def new_student(self) -> UNet:
-        """A student that begins as its teacher, or as --student-network and --init say."""
+    def new_student(self) -> tuple[UNet, dict]:
+        """A student that begins as its teacher, or as --student-network and --init say; and what its header says of it.
+
+        Raises UserError where weights are of another network, or may have seen what is held out now.
+        """
         config = self.teacher.model.config
         if self.args.student_network:
             config = replace(NETWORKS[self.args.student_network], num_classes=config.num_classes)
             self.pairs.require_shape(config.image_shape)
         torch.manual_seed(derive_seed("weights", self.args.seed))
-        student = UNet(config)
+        student, beginning = UNet(config), {}
         if self.args.init:
-            self.header |= load_initial_weights(student, self.args.init)
-            self.pairs.require_held_out_unseen(self.header["initial"], self.args.init)
-            self.header["initial_flop"] = flop_beside(self.teacher, self.header["initial"])
+            initial = load_initial_weights(student, self.args.init)["initial"]
+            self.pairs.require_held_out_unseen(initial, self.args.init)
+            beginning = {"initial": initial, "initial_flop": flop_beside(self.teacher, initial)}
         elif not self.args.student_network:
             student.load_state_dict(self.teacher.model.state_dict())
-        return prepare(student, self.device)
+        return prepare(student, self.device), beginning
 
     def image_distance(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Distances (n,) of images (n, C, H, W): of their pixels and, with --loss features, of their features."""
@@ -202,14 +203,13 @@ class Distillation:
         stage: str,
         settings: SamplingSettings,
         batch_loss: Callable[[UNet, int], Tensor],
+        beginning: dict,
         critic: Critic | None = None,
     ) -> int:
         """Trains the student, which is one of its `stage`, run with `settings`. Returns the script's exit status.
 
-        Raises UserError for a feature network that no loss asks.
+        `beginning`: what the student's header says of the weights that it begins with.
         """
-        if self.args.feature_network and not self.feature_networks:
-            raise UserError("--feature-network is for --loss features, and for a critic by features")
         trainer = Trainer(
             self.args,
             student,
@@ -218,7 +218,7 @@ class Distillation:
             batch_loss,
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),
-            header={"stage": stage, **self.header},
+            header={"stage": stage, **self.header, **beginning},
             critic=critic,
         )
         status = trainer.train()
@@ -251,6 +251,27 @@ class Distillation:
             error = self.held_out_error(network, how)
             lines.append(f"  {name:55} {error:.4f}  {share_of_variance(error, variance)}")
         return "\n".join(lines)
+
+
+def load_feature_networks(
+    paths: Sequence[Path], image_shape: Sequence[int], device: torch.device
+) -> tuple[list[Classifier], dict[str, int]]:
+    """The frozen networks that help to train a student; what the training of each took, by its content.
+
+    In the order of their contents, since a critic's state is by position, and a resume may name them otherwise. Raises
+    UserError for one that is given twice, or that looks at images of another size.
+    """
+    loaded = {}
+    for path in paths:
+        network, header, content = load_feature_network(path, device)
+        size = network.config.image_size
+        if tuple(image_shape) != (3, size, size):
+            raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
+        if content in loaded:
+            raise UserError(f"{path} is the same network as another --feature-network")
+        loaded[content] = network, header["training_flop"]
+    loaded = dict(sorted(loaded.items()))
+    return [network for network, _ in loaded.values()], {content: flop for content, (_, flop) in loaded.items()}
 
 
 def flop_beside(teacher: Checkpoint, initial: dict) -> int:
