@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.neighbours import nearest, share_closer_than_real
 from common import command_line, sampling_arguments
 from common.checkpoint import Checkpoint, code_version, load_checkpoint, load_feature_network
 from common.classifier import Classifier
@@ -34,7 +35,6 @@ from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
 from common.lineage import feature_networks, feature_networks_flop, lineage
 from common.metrics import frechet_distance, statistics
-from common.neighbours import nearest, share_closer_than_real
 from common.noise import BLOCK_SIZE
 from common.pairs import PairSet, held_out_of
 from common.results import NEEDED_OF_OPINIONS, append_result, read_results, run_of

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,3 +286,41 @@ def commands(make_teacher, run_script, image_folder, tmp_path, monkeypatch):
     save_feature_network(tmp_path / "more_features.safetensors", widths=(8, 24))
     save_students(tmp_path, teacher, pairs=pairs)
     return training_commands(teacher, pairs, image_folder)
+
+
+SHORT = ("--steps", 6, "--warmup-steps", 1, "--decay-steps", 2, "--batch-size", 8)
+SHORT += ("--evaluate-every", 3, "--log-every", 2)
+"""A training run of a second."""
+MODELS = (
+    "checkpoints/teacher/teacher.safetensors",
+    "checkpoints/four_step/four_step.safetensors",
+    "checkpoints/one_step/student.safetensors",
+)
+"""Where the stages put them by default."""
+
+
+@pytest.fixture(scope="module")
+def finished_pipeline():
+    """The folder of the pipeline, once it has run."""
+    return {}
+
+
+@pytest.fixture
+def pipeline(finished_pipeline, run_script, image_folder, tmp_path, tmp_path_factory, monkeypatch):
+    """All four stages in a row, connected by the default paths, with the test's folder as the working folder."""
+    if not finished_pipeline:
+        folder = tmp_path_factory.mktemp("pipeline")
+        monkeypatch.chdir(folder)
+        data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder)
+        results = [
+            run_script("teacher_rectified_flow.py", *data, *SHORT),
+            run_script("generate_noise_dataset.py", "--num-pairs", 40, "--num-steps", 4),
+            run_script("distill_student.py", *SHORT),
+            run_script("four_step_student.py", *SHORT),
+        ]
+        for result in results:
+            assert result.status == 0, result.err
+        finished_pipeline["folder"] = folder
+    shutil.copytree(finished_pipeline["folder"], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -2,7 +2,7 @@
 
 import torch
 
-from common.neighbours import nearest, share_closer_than_real
+from benchmarks.neighbours import nearest, share_closer_than_real
 
 
 def test_the_nearest_are_found_in_order():
