@@ -64,8 +64,9 @@ def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = 
     - `cifar10`: the 50,000 training images in the folder `path`, downloaded and checksum-verified by torchvision.
     - `cifar10-jpeg`: the same, each compressed as JPEG (quality 75, 4:2:0 chroma), class by class, as if they came from
       an image folder.
-    - `folder`: every image in `path/<class name>/`, in any mode and size. Resized to `image_size` on its shorter side
-      and cropped to the centre; with `crop`, the centre is cropped without resizing. Decoded once, then cached.
+    - `folder`: every image in `path/<class name>/`, in any mode but 32-bit pixels, of any size. Resized to `image_size`
+      on its shorter side and cropped to the centre; with `crop`, the centre is cropped without resizing. Decoded once,
+      then cached.
     - `shapes`: 10,000 drawn shapes, always the same; `path` is not used.
 
     Raises UserError for data that is missing, unreadable or empty.

@@ -40,10 +40,11 @@ def open_rgb(file: str | Path) -> Image.Image:
     Raises what Pillow raises for a damaged file, and ValueError for 32-bit pixels, which have no largest value.
     """
     with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("I", "F"):
+        has_16_bits = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+        if image.mode in ("I", "F") and not has_16_bits:
             raise ValueError(f"pixels of mode {image.mode}")
-        if image.mode.startswith("I;16"):
+        image = ImageOps.exif_transpose(image)
+        if has_16_bits:
             # Pillow's own conversion clips at 255 instead of scaling.
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

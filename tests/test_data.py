@@ -26,15 +26,16 @@ def test_every_image_mode_becomes_rgb_of_the_models_size(tmp_path):
     write(tmp_path / "set", "a/cmyk.jpg", red.convert("CMYK"))
     write(tmp_path / "set", "b/grey.png", Image.new("L", (64, 64), 128))
     write(tmp_path / "set", "b/grey16.png", Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16)))
+    write(tmp_path / "set", "b/grey16.pgm", Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16)))
     write(tmp_path / "set", "b/clear.png", Image.new("RGBA", (32, 32), (255, 0, 0, 0)))
     loaded = load_images("folder", tmp_path / "set")
-    assert loaded.images.shape == (6, 3, 32, 32) and loaded.images.dtype == torch.uint8
-    assert loaded.class_names == ["a", "b"] and loaded.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert loaded.images.shape == (7, 3, 32, 32) and loaded.images.dtype == torch.uint8
+    assert loaded.class_names == ["a", "b"] and loaded.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     means = loaded.images.float().mean(dim=(2, 3))
     for index in range(3):  # cmyk, palette, rgb
         assert torch.allclose(means[index], torch.tensor([255.0, 0.0, 0.0]), atol=4)
     assert torch.equal(means[3], torch.full((3,), 255.0))  # transparent: on white
-    assert torch.equal(means[4:], torch.full((2, 3), 128.0))
+    assert torch.equal(means[4:], torch.full((3, 3), 128.0))
 
 
 def test_resizing_keeps_the_whole_shorter_side_and_cropping_keeps_the_pixels(tmp_path):
