@@ -103,7 +103,7 @@ class Trainer:
                 if run.step % args.evaluate_every == 0 or finished:
                     log.add(run.step, **self._evaluate(), **self._progress())
                 if run.step in self.snapshot_steps:
-                    run.require_finite_steps()
+                    run.require_finite()
                     run.save_weights(args.out / "snapshots" / f"step_{run.step:07d}.safetensors")
                 if time.monotonic() - last_save > 60 * args.save_minutes:
                     run.save()

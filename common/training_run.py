@@ -145,10 +145,8 @@ class TrainingRun:
         The state comes first: where there are weights, there is a state. `complete` makes what a kill in between leaves
         undone.
         """
-        self.require_finite_steps()
+        self.require_finite()
         state = self._state()
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(state)):
-            raise UserError(f"the weights are not finite after step {self.step}; {self._advice()}")
         save_tensor_file(self.args.out / STATE_FILE, state)
         if and_compact:
             save_tensor_file(self.args.out / COMPACT_FILE, compact(state))
@@ -159,8 +157,14 @@ class TrainingRun:
         """Makes what is missing of the weights and the compact state that a finished run is asked for."""
         if not all(self._is_current(path, decay) for decay, path in self._paths_of_averages(self.weights_path).items()):
             self.save_weights()
-        if self.args.compact_state and not (self.args.out / COMPACT_FILE).is_file():
+        if self.args.compact_state and not self._compact_state_is_current():
             save_tensor_file(self.args.out / COMPACT_FILE, compact(self._state()))
+
+    def _compact_state_is_current(self) -> bool:
+        try:
+            return load_training_state(self.args.out / COMPACT_FILE)["step"] == self.step
+        except UserError:
+            return False
 
     def _state(self) -> dict:
         return {
@@ -206,6 +210,12 @@ class TrainingRun:
         steps_ago = self.meter.look()
         if steps_ago:
             raise UserError(f"the loss or its gradient is not finite at step {self.step - steps_ago}; {self._advice()}")
+
+    def require_finite(self) -> None:
+        """Raises UserError where a step was not finite, or what the last of them made of the run."""
+        self.require_finite_steps()
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(self._state())):
+            raise UserError(f"the weights are not finite after step {self.step}; {self._advice()}")
 
     def _advice(self) -> str:
         return (

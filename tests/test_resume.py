@@ -225,6 +225,8 @@ def test_a_finished_run_makes_what_it_lacks(commands, run_script, tmp_path):
     script, *arguments = commands["muon"]
     run = tmp_path / "run"
     arguments = [*arguments, "--steps", 12, "--decay-steps", 4, "--out", run]
+    assert run_script(script, *arguments, "--compact-state", "--max-minutes", 1e-5).status == 0  # which grows old
+    assert load_training_state(run / COMPACT_FILE)["step"] < 12
     assert run_script(script, *arguments).status == 0
     lost = [run / name for name in ("teacher.safetensors", "teacher_ema_0.5.safetensors", "loss.png")]
     before = [sha256(path) for path in lost]
