@@ -20,6 +20,7 @@ from common.checkpoint import load_initial_weights, prepare
 from common.data import load_images
 from common.device import choose_device, choose_precision
 from common.epoch_order import EpochOrder
+from common.errors import UserError
 from common.noise import derive_seed
 from common.pairs import PairSet
 from common.presets import NETWORKS, SNAPSHOT_STEPS, TEACHER_RECIPES, changes_to, network_of
@@ -51,6 +52,7 @@ def parse_args() -> argparse.Namespace:
 
     group = add_data_arguments(parser)
     group.add_argument("--pairs", type=Path, help="reflow: train on the noise pairs in this folder instead of images")
+    group.add_argument("--num-pairs", type=command_line.COUNT, help="use the first so many of them (default: all)")
 
     group = parser.add_argument_group("flow")
     group.add_argument("--unconditional", action="store_true", help="no labels")
@@ -83,9 +85,11 @@ def main() -> int:
     # Data
     if args.pairs:
         refuse_data_arguments(args)
-        pairs = PairSet(args.pairs, device)
+        pairs = PairSet(args.pairs, device, count=args.num_pairs)
         pairs.require_shape(config.image_shape)
         source = PairSource(pairs)
+    elif args.num_pairs:
+        raise UserError("--num-pairs is of --pairs, which are not given")
     else:
         images = load_images(args.data, args.data_dir, config.image_size, args.crop)
         source = ImageSource(images, args.val_fraction, device)

@@ -196,8 +196,8 @@ class PairSet:
         count = student.get("num_pairs")
         if self.are_those_of(student) and held_out_of(count) != self.held_out_count:
             raise UserError(
-                f"{path} learned from {count:,} pairs, and perhaps from some that are held out now that {self.folder} "
-                f"has {len(self):,}"
+                f"{path} learned from {count:,} pairs, and perhaps from some that are held out of these {len(self):,}: "
+                f"give --num-pairs {count}"
             )
         if "initial" in student:
             self.require_held_out_unseen(student["initial"], path)

@@ -104,7 +104,10 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
 
     pairs = ("--teacher", tmp_path / "teacher" / "teacher.safetensors", "--num-steps", 4)
     assert run_script("generate_noise_dataset.py", *pairs, "--num-pairs", 40, "--out", tmp_path / "more").status == 0
-    assert "perhaps from some that are held out" in finish("--pairs", tmp_path / "more").error_line
+    assert (
+        "perhaps from some that are held out of these 40: give --num-pairs 20"
+        in finish("--pairs", tmp_path / "more").error_line
+    )
     others = (*pairs, "--num-pairs", 20, "--seed", 1, "--out", tmp_path / "others")
     assert run_script("generate_noise_dataset.py", *others).status == 0
     assert "did not learn from pairs like" in finish("--pairs", tmp_path / "others").error_line

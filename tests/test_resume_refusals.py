@@ -90,10 +90,11 @@ def test_a_run_does_not_branch_from_one_with_other_arguments(commands, run_scrip
     assert result.error_line.endswith("or branch from another run")
 
 
-def test_a_run_goes_on_with_the_pairs_that_it_began_with_where_there_are_more_by_now(
-    commands, run_script, make_teacher, tmp_path
+@pytest.mark.parametrize(("stage", "weights"), [("one_step", "student"), ("reflow", "teacher")])
+def test_a_run_goes_on_with_its_pairs_where_there_are_more_by_now(
+    stage, weights, commands, run_script, make_teacher, tmp_path
 ):
-    script, *arguments = commands["one_step"]
+    script, *arguments = commands[stage]
     pairs = ("--teacher", make_teacher(), "--num-steps", 4, "--out", tmp_path / "growing")
     run = (script, *arguments, "--pairs", tmp_path / "growing", "--out", tmp_path / "run")
     run_script("generate_noise_dataset.py", *pairs, "--num-pairs", 40)
@@ -103,7 +104,7 @@ def test_a_run_goes_on_with_the_pairs_that_it_began_with_where_there_are_more_by
     assert "was made with 40 pairs: give --num-pairs 40" in run_script(*run).error_line
     assert "holds only 60 pairs, not 61" in run_script(*run, "--num-pairs", 61).error_line
     assert run_script(*run, "--num-pairs", 40).status == 0
-    first, second = (load_checkpoint(tmp_path / name / "student.safetensors") for name in ("run", "unbroken"))
+    first, second = (load_checkpoint(tmp_path / name / f"{weights}.safetensors") for name in ("run", "unbroken"))
     assert first.header["pair_generation_flop"] == second.header["pair_generation_flop"]
     weights = second.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in first.model.state_dict().items())
