@@ -22,6 +22,7 @@ from common import command_line, sampling_arguments
 from common.checkpoint import Checkpoint, code_version
 from common.device import Precision, describe_machine
 from common.errors import UserError
+from common.files import require_writable
 from common.noise import BLOCK_SIZE
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.results import append_result, read_results
@@ -48,6 +49,7 @@ def main() -> None:
     args = parse_args()
     precision = sampling_arguments.sampling_precision(args)
     if args.output:
+        require_writable(args.output)
         read_results(args.output, NEEDED_OF_COST)  # a damaged file is found now
     checkpoints = [sampling_arguments.load_guided(path, args, precision.device) for path in args.models]
     sampling_arguments.refuse_settings_for_students(args, checkpoints)

@@ -30,6 +30,7 @@ from common.data import ImageData, images_behind
 from common.device import Precision, describe_machine
 from common.distillation import error_on_pairs
 from common.errors import UserError
+from common.files import require_writable
 from common.frechet import unit_variance_scale
 from common.image_sets import ModelSamples
 from common.images import enlarged, image_grid, save_picture, to_float
@@ -104,6 +105,7 @@ def main() -> None:
     args = parse_args()
     precision = sampling_arguments.sampling_precision(args)
     if args.output:
+        require_writable(args.output)
         read_results(args.output, NEEDED_OF_OPINIONS)  # a damaged file is found now, not after hours
     models = [sampling_arguments.load_guided(path, args, precision.device) for path in args.models]
     sampling_arguments.refuse_settings_for_students(args, models)

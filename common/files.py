@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from common.errors import UserError
 
+SECONDS_OF_A_DAY = 24 * 60 * 60
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of the project: of the stage scripts, docs/ and checkpoints/."""
 
@@ -29,7 +31,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises UserError where the file cannot be written (no permission, a folder in its place, a full disk).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    temporary = _temporary(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
@@ -47,18 +49,30 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 def require_writable(path: str | Path) -> None:
     """Says before hours of work, rather than after them, that their result cannot be written: raises UserError."""
-    path = Path(path)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    path = Path(path).absolute()
+    folder = next((parent for parent in path.parents if parent.exists()), path)
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {path}")
 
 
 def remove_abandoned(path: Path) -> None:
-    """Removes the temporary files for `path` of processes of this machine that were killed while they wrote it."""
-    for left in path.parent.glob(glob.escape(f".{path.name}.{socket.gethostname()}.") + "*.partial"):
-        process = left.name.split(".")[-2]
-        if process.isdecimal() and int(process) != os.getpid() and not process_exists(int(process)):
+    """Removes the temporary files for `path` of processes that were killed while they wrote it.
+
+    Whether a process of another machine still runs cannot be seen from here: its file is removed after a day.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        *_, process = left.stem.split(".")
+        if process.isdecimal() and left == _temporary(path, int(process)):
+            abandoned = int(process) != os.getpid() and not process_exists(int(process))
+        else:
+            abandoned = time.time() - left.stat().st_mtime > SECONDS_OF_A_DAY
+        if abandoned:
             left.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, process: int) -> Path:
+    """The temporary file for `path` of a process of this machine."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{process}.partial")
 
 
 def process_exists(process: int) -> bool:

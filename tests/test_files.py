@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -101,13 +102,15 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_what_a_killed_process_of_this_machine_left_is_removed(tmp_path):
-    """That of another machine, which shares the folder, may still be written."""
+    """That of another machine, which shares the folder, may still be written, but not a day later."""
     gone = subprocess.Popen(["true"])
     gone.wait()
     ours = tmp_path / f".file.txt.{socket.gethostname()}.{gone.pid}.partial"
     theirs = tmp_path / f".file.txt.another-machine.{gone.pid}.partial"
-    for path in (ours, theirs):
+    old = tmp_path / f".file.txt.{gone.pid}.partial"  # as it was once named
+    for path in (ours, theirs, old):
         path.write_text("half")
+    os.utime(old, (0, 0))
     with atomic_write(tmp_path / "file.txt") as temporary:
         temporary.write_text("new")
     assert {path.name for path in tmp_path.iterdir()} == {"file.txt", theirs.name}
@@ -116,7 +119,7 @@ def test_what_a_killed_process_of_this_machine_left_is_removed(tmp_path):
 def test_what_could_not_be_written_later_is_refused_now(tmp_path):
     (tmp_path / "file").touch()
     require_writable(tmp_path / "new" / "folder" / "file")
-    for path in (tmp_path, tmp_path / "file" / "below"):
+    for path in (tmp_path, tmp_path / "file" / "below", Path("/")):
         with pytest.raises(UserError, match="cannot write"):
             require_writable(path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
