@@ -10,7 +10,7 @@ from common.results import (
     comparable_groups,
     group_title,
     in_reading_order,
-    machines_of,
+    measured_on,
     read_results,
     table_of,
 )
@@ -46,7 +46,8 @@ def show_group(whose: str, group: list[dict]) -> None:
     header, rows = table_of(group)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     st.table(columns, border="horizontal", hide_index=True, alt=f"Results of {whose.lower()}, {group_title(group)}")
-    st.caption(f"Measured on: {machines_of(group)}.")
+    if machine := measured_on(group):
+        st.caption(machine)
     if len({result["nfe"] for result in group if result["fid"] is not None}) > 2:
         st.image(
             cached_curve(group),

@@ -17,8 +17,9 @@ decay over the last 40 % and the network that preset `cpu` had at the start. Lin
 that changed. Options of the network that brought nothing (other norms, other activations) were taken out of the code
 afterwards: a line's `code` names the commit that still has them, and d6cbe16 has those of lines without one.
 
-At 4e14 training FLOP the level 16 wide at 32x32 is ahead of the one 32 wide, which became preset `cpu`: in bf16 it
-takes a tenth longer for as many FLOP, so that for a minute of training the two are about even.
+The network 32 wide at 32x32 became preset `cpu`. One 16 wide there is behind it at 1e14 FLOP and slightly ahead at
+4e14, where the two were trained on different machines; on one, in bf16, it takes longer for as many FLOP (at 1e14, 4.1
+minutes against 3.6).
 
 - Held-out loss: at uniform times, with the best of the EMA lengths, which the next column gives (an average is over a
   tenth of the steps so far at most: in short runs the longest lengths are the same). It compares only runs with one

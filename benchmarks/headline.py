@@ -31,7 +31,8 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None) 
     best: dict[str, list[dict]] = {}
     for results in sorted(by_seed(group), key=mean_fid, reverse=True):
         best[results[0]["stage"]] = results
-    times = {model["checkpoint"]: model["milliseconds_in_a_batch"] for model in cost["models"]} if cost else {}
+    timed_models = cost["models"] if cost else []
+    times = {_way_of(model): f"{model['milliseconds_in_a_batch']:.1f}" for model in timed_models}
     rows = []
     for stage in sorted(best, key=list(STAGES).index):
         result = best[stage][0]
@@ -43,7 +44,7 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None) 
                 STAGES[stage].label,
                 f"{result['nfe']:g}",
                 sizes,
-                f"{times[result['checkpoint']]:.1f}" if times else "",
+                times.get(_way_of(result), ""),
                 f"{mean_fid(best[stage]):.2f}",
                 f"{1000 * fmean(kids):.2f}" if kids else "",
                 f"{fmean(recalls):.3f}" if recalls else "",
@@ -71,3 +72,8 @@ def by_seed(group: Sequence[dict]) -> list[list[dict]]:
 
 def mean_fid(results: Sequence[dict]) -> float:
     return fmean(result["fid"] for result in results)
+
+
+def _way_of(line: dict) -> tuple:
+    """Which model was run, and how: the same for a result and for what it cost."""
+    return line["checkpoint"], line["guide"], run_of(line)

@@ -49,7 +49,9 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict], shipped: C
     if len({tuple(line[name] for name in ("judge", "num_samples", "seed")) for line in opinions}) > 1:
         raise UserError("the second opinions differ in judge, num_samples or seed: they make no table")
     compared = _trained_on_alike(opinions)
-    table, columns = _table(results, [opinion for opinion in opinions if opinion not in compared[1:]], shipped)
+    others = [opinion for opinion in opinions if opinion not in compared[1:]]
+    others.sort(key=lambda opinion: (list(STAGES).index(opinion["stage"]), opinion["training_flop"]))
+    table, columns = _table(results, others, shipped)
     paragraphs = [table]
     if compared:
         title = EQUAL_FLOP.format(flop=compared[1]["training_runs"][-1]["flop"])
@@ -69,15 +71,22 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict], shipped: C
 
 
 def _trained_on_alike(opinions: Sequence[dict]) -> list[dict]:
-    """The most students that began as one and were trained on for equal FLOP, after that one; or none."""
+    """The most students that began as one and were trained on for equal FLOP, after that one; or none.
+
+    The fewest losses first.
+    """
     trained_on = [opinion for opinion in opinions if opinion["init_sha256"]]
     alike = [
         [other for other in trained_on if other["init_sha256"] == one["init_sha256"] and _as_long(one, other)]
         for one in trained_on
     ]
-    most = max(alike, key=len, default=[])
+    most = sorted(max(alike, key=len, default=[]), key=lambda opinion: (_num_losses(opinion), last_losses_of(opinion)))
     start = [opinion for opinion in opinions if most and opinion["checkpoint"] == most[0]["init_sha256"]]
     return [*start, *most] if start and len(most) > 1 else []
+
+
+def _num_losses(opinion: dict) -> int:
+    return 1 + last_losses_of(opinion).count(" + ")
 
 
 def _as_long(one: dict, other: dict) -> bool:
@@ -85,12 +94,7 @@ def _as_long(one: dict, other: dict) -> bool:
 
 
 def _table(results: Sequence[dict], opinions: Sequence[dict], shipped: Collection[str]) -> tuple[str, set[str]]:
-    """As Markdown, with what its FIDs are of; and its columns. The shortest training first, then the fewest losses."""
-
-    def order(opinion: dict) -> tuple:
-        return list(STAGES).index(opinion["stage"]), round(opinion["training_flop"], -13), len(last_losses_of(opinion))
-
-    opinions = sorted(opinions, key=order)
+    """As Markdown, with what its FIDs are of; and its columns."""
     measured = _comparable(results, opinions)
     rows = [_row(opinion, measured.get(_way_of(opinion), {}), opinion["checkpoint"] in shipped) for opinion in opinions]
     header, rows = without_empty_columns(HEADER, rows)

@@ -30,8 +30,8 @@ from common.results import (
     comparable_groups,
     group_title,
     in_reading_order,
-    machine_of,
     machines_of,
+    measured_on,
     name_of,
     read_results,
     run_of,
@@ -139,11 +139,6 @@ def group_section(group: Sequence[dict]) -> str:
 def earlier_section(group: Sequence[dict]) -> str:
     table = markdown_table(*table_of(group, with_losses=True))
     return f"## Not shipped: {group_title(group)}\n\n{table}\n\n{measured_on(group)}".rstrip()
-
-
-def measured_on(group: Sequence[dict]) -> str:
-    """A sentence, where the table of the group does not say it of each row."""
-    return f"Measured on: {machine_of(group[0])}." if len(set(map(machine_of, group))) == 1 else ""
 
 
 def spread_over_seeds(group: Sequence[dict]) -> list[str]:

@@ -118,8 +118,13 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside lower center", ncols=2 if longest < 60 else 1)  # where it covers no point
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Description": canonical_json(series)})
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Description": _description(series)})
     return buffer.getvalue()
+
+
+def _description(series: dict[str, Points]) -> str:
+    """JSON has no value for the coordinates of a gap."""
+    return canonical_json({label: [None if point is GAP else point for point in of] for label, of in series.items()})
 
 
 def _series_label(results: Sequence[dict], axis: str) -> str:

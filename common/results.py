@@ -129,6 +129,12 @@ def machines_of(group: Sequence[dict]) -> str:
     return "; ".join(sorted(set(map(machine_of, group))))
 
 
+def measured_on(group: Sequence[dict]) -> str:
+    """A sentence, where `table_of` the group does not say it of each row."""
+    machines = set(map(machine_of, group))
+    return f"Measured on: {machines.pop()}." if len(machines) == 1 else ""
+
+
 def table_of(
     group: Sequence[dict], with_times: bool = False, with_losses: bool = False
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -103,12 +103,14 @@ def test_the_readme_s_table_says_what_else_was_measured():
     files = {letter * 64: "checkpoints/pretrained/teacher.safetensors" for letter in names}
     lines = [result(stage=stage, checkpoint=letter * 64, recall=0.5) for letter, stage in names.items()]
     lines.append(lines[2] | {"seed": 1, "recall": 0.6})
-    models = [{"checkpoint": letter * 64, "milliseconds_in_a_batch": 12.34} for letter in names]
+    models = [line | {"milliseconds_in_a_batch": 12.34} for line in lines]
     cost = {"models": models, "batch_size": 64, "machine": "a machine", "arithmetic": "fp32"}
     text = headline(lines, files, cost)
     assert "| one-step student | 7 | 11.9 | 12.3 | 31.46 | 12.30 | 0.550 |" in text
     assert "each of 64 images drawn together, a machine, fp32" in text
     assert "ms an image" not in headline(lines, files, None)
+    otherwise = cost | {"models": [model | {"num_steps": 3} for model in models]}
+    assert "ms an image" not in headline(lines, files, otherwise)
 
 
 def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
