@@ -26,6 +26,7 @@ from common.noise import derive_seed
 from common.presets import FEATURE_RECIPE, changes_to, classifier_of
 from common.training import Trainer, step_generator
 from common.training_arguments import add_data_arguments, add_training_arguments
+from common.training_run import TrainingRun
 
 TASKS = ("classes", "rotation")
 QUARTER_TURNS = 4
@@ -93,24 +94,18 @@ def main() -> int:
 
     # Training
     with_mirrored = not by_rotation and not args.no_flips  # a mirrored picture is turned the other way
-    trainer = Trainer(
-        args,
-        model,
-        precision,
-        weights_name="feature_network.safetensors",
-        batch_loss=batch_loss,
-        evaluate=lambda network: measure(network, held_out, by_rotation, with_mirrored),
-        header={
-            "stage": "feature_network",
-            "class_names": data.class_names,
-            "images_sha256": data.sha256(),
-            "num_images": len(training),
-        },
-    )
+    header = {
+        "stage": "feature_network",
+        "class_names": data.class_names,
+        "images_sha256": data.sha256(),
+        "num_images": len(training),
+    }
+    run = TrainingRun(args, model, precision, "feature_network.safetensors", header)
+    trainer = Trainer(run, batch_loss, evaluate=lambda network: measure(network, held_out, by_rotation, with_mirrored))
     status = trainer.train()
     if status == 0 and len(held_out):
         with precision.autocast():
-            measured = measure(trainer.run.ema_model.eval(), held_out, by_rotation, with_mirrored)
+            measured = measure(run.ema_model.eval(), held_out, by_rotation, with_mirrored)
         print(f"{measured['held_out_accuracy']:.2%} of {len(held_out):,} held-out images are told right")
         if with_mirrored:
             print(f"{measured['held_out_accuracy_with_mirrored']:.2%} with the help of their mirror images")

@@ -30,6 +30,7 @@ from common.sources import ImageSource, PairSource
 from common.stages import STAGES
 from common.training import Trainer, step_generator
 from common.training_arguments import add_data_arguments, add_training_arguments, refuse_data_arguments
+from common.training_run import TrainingRun
 from common.unet import UNet, UNetConfig
 
 PREVIEW_SETTINGS = SamplingSettings(solver="euler", num_steps=20)
@@ -131,15 +132,12 @@ def main() -> int:
         return {"held_out_loss": sum(size * loss for size, loss in losses) / count} if count else {}
 
     # Training
+    header = {"stage": "teacher", "class_names": class_names, **source.description, **beginning}
     trainer = Trainer(
-        args,
-        model,
-        precision,
-        weights_name=STAGES["teacher"].weights_file,
-        batch_loss=batch_loss,
-        evaluate=evaluate,
+        TrainingRun(args, model, precision, STAGES["teacher"].weights_file, header),
+        batch_loss,
+        evaluate,
         preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),
-        header={"stage": "teacher", "class_names": class_names, **source.description, **beginning},
         snapshot_steps=args.snapshot_steps,
     )
     return trainer.train()

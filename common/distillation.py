@@ -40,7 +40,7 @@ from common.sampling import SamplingSettings, draw
 from common.stages import STAGES
 from common.training import Trainer
 from common.training_arguments import Recipe, add_training_arguments
-from common.training_run import Critic
+from common.training_run import Critic, TrainingRun
 from common.unet import UNet
 
 CRITICS_BY_FEATURES = ("frechet", "adversarial")
@@ -210,20 +210,17 @@ class Distillation:
 
         `beginning`: what the student's header says of the weights that it begins with.
         """
+        header = {"stage": stage, **self.header, **beginning}
+        run = TrainingRun(self.args, student, self.precision, STAGES[stage].weights_file, header, critic)
         trainer = Trainer(
-            self.args,
-            student,
-            self.precision,
-            STAGES[stage].weights_file,
+            run,
             batch_loss,
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),
-            header={"stage": stage, **self.header, **beginning},
-            critic=critic,
         )
         status = trainer.train()
         if status == 0:  # a run that was stopped by a signal ends at once, without the report
-            print(self.held_out_report(trainer.run.ema_model.eval(), settings))
+            print(self.held_out_report(run.ema_model.eval(), settings))
         return status
 
     def held_out_error(self, network: UNet, settings: SamplingSettings) -> float:

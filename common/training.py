@@ -5,7 +5,6 @@ which was stopped and run again ends bit-identical, on one CPU, to one that neve
 seed and step, so the step is all that has to be remembered of it.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -17,46 +16,38 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from common.device import Precision
 from common.files import folder_to_oneself
 from common.images import save_picture
 from common.noise import derive_seed
 from common.optimisation import learning_rate_factor
 from common.run_log import RunLog, draw_loss_curve, read_metrics
 from common.stopping import StopRequest
-from common.training_run import Critic, TrainingRun
+from common.training_run import TrainingRun
 from common.unet import count_values
 
 
 class Trainer:
-    """The loop of a run: `run`, its networks and its folder, and what is done with them.
+    """The loop of a training run.
 
     `batch_loss(network, step)` is the loss of step `step`, as a scalar, under autocast; all of its randomness must be
     derived from the run's seed and `step`. `evaluate(ema_network)` returns what was measured on held-out samples, by
-    name. `preview(ema_network)` returns a picture. `model` and `header` are those of `TrainingRun`. After each of
-    `snapshot_steps`, the EMA weights also go to a file of their own. A `critic`, which `batch_loss` asks, makes a step
-    after each of the network's.
+    name. `preview(ema_network)` returns a picture. After each of `snapshot_steps`, the EMA weights also go to a file of
+    their own. The run's critic, which `batch_loss` asks, makes a step after each of the network's.
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
-        model: nn.Module,
-        precision: Precision,
-        weights_name: str,
+        run: TrainingRun,
         batch_loss: Callable[[nn.Module, int], Tensor],
         evaluate: Callable[[nn.Module], dict[str, float]],
-        header: dict,
         preview: Callable[[nn.Module], Image.Image] | None = None,
-        critic: Critic | None = None,
         snapshot_steps: Collection[int] = (),
     ):
-        self.args, self.precision = args, precision
-        self.batch_loss, self.evaluate, self.preview, self.critic = batch_loss, evaluate, preview, critic
+        self.run, self.args, self.precision, self.critic = run, run.args, run.precision, run.critic
+        self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
         self.snapshot_steps = snapshot_steps
-        self.run = TrainingRun(args, model, precision, weights_name, header, critic)
-        self.run.flop_per_step = self._count_flop()
-        self.network = torch.compile(model) if args.compile else model
+        run.flop_per_step = self._count_flop()
+        self.network = torch.compile(run.model) if self.args.compile else run.model
 
     @property
     def name(self) -> str:

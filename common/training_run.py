@@ -53,7 +53,8 @@ class Critic(Protocol):
 class TrainingRun:
     """Network, averages, optimiser, critic and step of a run, and the header of the weights that it writes.
 
-    `model.config.to_dict()` says what the network is. A run is only resumed with the same `header`.
+    `model.config.to_dict()` says what the network is. `header` goes into the weights' header, and a run is only resumed
+    with the same one.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class TrainingRun:
         precision: Precision,
         weights_name: str,
         header: dict,
-        critic: Critic | None,
+        critic: Critic | None = None,
     ):
-        self.args, self.model, self.critic = args, model, critic
+        self.args, self.model, self.precision, self.critic = args, model, precision, critic
         self.weights_path = args.out / weights_name
         described = {name: value for name, value in header.items() if name not in BEGINNING}
         self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **described}
