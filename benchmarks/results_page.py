@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 
 from benchmarks.commands_section import commands_section
 from benchmarks.cost_section import NEEDED_OF_COST, complete_cost, cost_section
@@ -149,7 +149,10 @@ def spread_over_seeds(group: Sequence[dict]) -> list[str]:
             first, spread = results[0], stdev(result["fid"] for result in results)
             run = f"{run_of(first)}, {first['arithmetic']}" if first["stage"] == "teacher" else first["arithmetic"]
             mean = f"{mean_fid(results):.2f}"
-            lines.append(f"- {name_of(first)}, {run}: {mean}, standard deviation {spread:.2f} of {len(results)} seeds")
+            recalls = [result["recall"] for result in results if result["recall"] is not None]
+            recall = f"; recall {fmean(recalls):.3f}" if len(recalls) == len(results) else ""
+            spreads = f"standard deviation {spread:.2f} of {len(results)} seeds"
+            lines.append(f"- {name_of(first)}, {run}: {mean}, {spreads}{recall}")
     return ["FID, mean over sampling seeds:\n\n" + "\n".join(lines)] if lines else []
 
 

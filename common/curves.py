@@ -85,7 +85,7 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
     Readable without colour: each series has a marker and a line style of its own, each point its value.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     series = curve_series(group, axis)
     longest = max(map(len, series))
@@ -111,9 +111,14 @@ def fid_curve(group: Sequence[dict], axis: str = "nfe") -> bytes:
         axes.set_xticks(sorted({flop for points in series.values() for flop, _ in points}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.margins(x=0.1, y=0.12)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    lowest, highest = axes.get_ylim()
+    if highest > 20 * lowest:  # every minor tick would have its number, one over the other
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3, axis="y", which="both")
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside lower center", ncols=2 if longest < 60 else 1)  # where it covers no point

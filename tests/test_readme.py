@@ -152,6 +152,11 @@ def made_by(header: dict, args: argparse.Namespace) -> bool:
     return True
 
 
+def test_the_comparison_shows_as_many_images_as_its_command_says():
+    (command,) = [command for command in readme_commands(marked_not_run=False) if "--compare" in command]
+    assert f": {command[command.index('--num-images') + 1]} images of each model" in README
+
+
 def test_commands_that_want_a_gpu_parse(monkeypatch):
     commands = readme_commands(marked_not_run=True)
     assert len(commands) == 5 and commands[1][0] == "cp"

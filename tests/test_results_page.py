@@ -121,6 +121,8 @@ def test_the_spread_over_sampling_seeds_is_of_one_model_run_in_one_way():
     expected = "- teacher, euler 4, CFG 2 for t in [0.1, 0.8], fp32: 11.00, standard deviation 1.41 of 2 seeds"
     assert paragraph.splitlines()[2:] == [expected]
     assert spread_over_seeds(group[:1]) == []
+    (paragraph,) = spread_over_seeds([result(recall=0.5), result(recall=0.6, seed=1)])
+    assert paragraph.endswith("of 2 seeds; recall 0.550")
 
 
 def test_results_of_models_that_were_replaced_stand_apart(run_script, tmp_path, monkeypatch):
