@@ -49,10 +49,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 def require_writable(path: str | Path) -> None:
     """Says before hours of work, rather than after them, that their result cannot be written: raises UserError."""
-    path = Path(path).absolute()
-    folder = next((parent for parent in path.parents if parent.exists()), path)
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {path}")
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: nothing can be put into {folder}")
 
 
 def remove_abandoned(path: Path) -> None:

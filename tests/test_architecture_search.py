@@ -24,17 +24,17 @@ def test_a_variant_is_trained_for_the_flop_asked_for_and_only_once(run_script, i
     monkeypatch.setattr("benchmarks.architecture_variants.STARTING_NETWORK", SMALL_CONFIG)
     rows, budget = tmp_path / "rows.jsonl", 2e10
     arguments = ("--images", image_folder, "--flop", budget, "--rows", rows, "--out", tmp_path / "runs")
-    result = run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 32")
+    result = run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 128")
     assert result.status == 0, result.err
     written = rows.read_bytes()
     row = json.loads(written)
     assert abs(row["training_flop"] - budget) <= row["training_flop"] / row["steps"] / 2
     assert row["held_out_loss"] == min(row["held_out_losses"].values())
     assert row["bare_flop_per_second"] > 0
-    assert {"--batch-size", "32", "muon"} <= set(shlex.split(row["command"]))
-    assert f"| batch 32 | {row['held_out_loss']:.5f} |" in rows.with_suffix(".md").read_text()
+    assert {"--batch-size", "128", "muon"} <= set(shlex.split(row["command"]))
+    assert f"| batch 128 | {row['held_out_loss']:.5f} |" in rows.with_suffix(".md").read_text()
 
-    assert run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 32").status == 0
+    assert run_script("benchmarks/architecture_search.py", *arguments, "--variants", "batch 128").status == 0
     assert rows.read_bytes() == written
 
 
@@ -49,7 +49,7 @@ def test_the_page_shows_every_row_whether_or_not_its_variant_is_still_there():
 
 def test_fid_is_measured_once_a_seed_of_the_best_average_and_fresh_seeds_are_kept_apart(monkeypatch, tmp_path):
     row = {
-        "variant": "batch 32",
+        "variant": "batch 128",
         "flop_budget": 1e14,
         "steps": 9000,
         "ema_decay": 0.998,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from common.command_line import sampling_precision
 from common.device import choose_precision
+from common.sampling_arguments import sampling_precision
 
 CPU = torch.device("cpu")
 
