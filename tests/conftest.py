@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,8 @@ from common.files import sha256  # noqa: E402
 from common.pairs import PairSet  # noqa: E402
 from common.sampling import TEACHER_SETTINGS  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
+
+pytest_plugins = ["runs"]
 
 EULER = ("--solver", "euler", "--num-steps", 2)
 """The fewest steps that a teacher's sampler is tested with."""
@@ -243,84 +244,3 @@ def compute_fid(run_script, random_inception, image_folder, tmp_path):
 @pytest.fixture
 def results(tmp_path):
     return lambda: [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-
-
-RESUMED_STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
-RESUMED_STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
-"""Of every stage that the tests stop and run again."""
-
-
-def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
-    distillation = ("--teacher", teacher, "--pairs", pairs, *RESUMED_STEPS)
-    data = ("--preset", "tiny", *RESUMED_STEPS)
-    folder = pairs.parent
-    scoring = ("finish_student.py", *distillation)
-    networks = (folder / "features.safetensors", folder / "more_features.safetensors")
-    finishing = (*scoring, "--feature-network", *networks, "--critic-images", "teacher")
-    frechet = ("--critic", "frechet", "--critic-window", "48", "--loss", "features")
-    return {
-        "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
-        "muon": (
-            *("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
-            *("--optimizer", "muon", "--more-ema-decays", "0.5"),
-        ),
-        "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
-        "one_step": ("distill_student.py", *distillation),
-        "four_step": ("four_step_student.py", *distillation),
-        "one_step_frechet": (*finishing, "--student", folder / "student.safetensors", *frechet),
-        "four_step_adversarial": (
-            *(*finishing, "--student", folder / "four_step.safetensors"),
-            *("--critic", "adversarial"),
-        ),
-        "one_step_score": (*scoring, "--student", folder / "student.safetensors", "--critic", "score"),
-        "features": ("feature_network.py", "--data", "folder", "--data-dir", images, *RESUMED_STEPS),
-    }
-
-
-@pytest.fixture
-def commands(make_teacher, run_script, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.score_critic.ScoreCritic.WARMUP_STEPS", 3)
-    teacher, pairs = make_teacher(), tmp_path / "pairs"
-    run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
-    save_feature_network(tmp_path / "features.safetensors")
-    save_feature_network(tmp_path / "more_features.safetensors", widths=(8, 24))
-    save_students(tmp_path, teacher, pairs=pairs)
-    return training_commands(teacher, pairs, image_folder)
-
-
-SHORT = ("--steps", 6, "--warmup-steps", 1, "--decay-steps", 2, "--batch-size", 8)
-SHORT += ("--evaluate-every", 3, "--log-every", 2)
-"""A training run of a second."""
-MODELS = (
-    "checkpoints/teacher/teacher.safetensors",
-    "checkpoints/four_step/four_step.safetensors",
-    "checkpoints/one_step/student.safetensors",
-)
-"""Where the stages put them by default."""
-
-
-@pytest.fixture(scope="module")
-def finished_pipeline():
-    """The folder of the pipeline, once it has run."""
-    return {}
-
-
-@pytest.fixture
-def pipeline(finished_pipeline, run_script, image_folder, tmp_path, tmp_path_factory, monkeypatch):
-    """All four stages in a row, connected by the default paths, with the test's folder as the working folder."""
-    if not finished_pipeline:
-        folder = tmp_path_factory.mktemp("pipeline")
-        monkeypatch.chdir(folder)
-        data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder)
-        results = [
-            run_script("teacher_rectified_flow.py", *data, *SHORT),
-            run_script("generate_noise_dataset.py", "--num-pairs", 40, "--num-steps", 4),
-            run_script("distill_student.py", *SHORT),
-            run_script("four_step_student.py", *SHORT),
-        ]
-        for result in results:
-            assert result.status == 0, result.err
-        finished_pipeline["folder"] = folder
-    shutil.copytree(finished_pipeline["folder"], tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import MODELS, ROOT, SHORT, folder_contents
+from conftest import ROOT, folder_contents
+from runs import MODELS, SHORT
 
 from common.command_line import run
 

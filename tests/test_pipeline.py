@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MODELS, SHORT
 from PIL import Image
+from runs import MODELS, SHORT
 
 from common.checkpoint import load_checkpoint
 from common.noise import derive_seed
