@@ -153,6 +153,19 @@ def test_the_features_of_a_level_are_convolutions_pooled_and_normalised(residual
     torch.testing.assert_close(network(images), logits)
 
 
+def test_a_summary_is_the_means_of_the_levels_and_the_maxima_of_the_last():
+    """Without the stem, whose channels hardly look beyond a pixel."""
+    torch.manual_seed(0)
+    network = Classifier(ClassifierConfig(num_classes=3, widths=(8, 16, 24))).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        summary = network.summary(images)
+        _, first, second = (map_.numpy() for map_ in network.features(images))
+    expected = np.concatenate([first.mean((2, 3)), second.mean((2, 3)), second.max((2, 3))], axis=1)
+    assert summary.shape == (2, network.summary_size)
+    np.testing.assert_allclose(summary, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_whitening_stem_makes_uncorrelated_channels_of_variance_one():
     """On patches of images whose pixels are alike and hardly coloured; each filter comes with its negative."""
     torch.manual_seed(0)
