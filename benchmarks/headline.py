@@ -5,7 +5,7 @@ from statistics import fmean
 
 from common.errors import UserError
 from common.files import ROOT
-from common.results import CHOOSING_SEED, comparable_groups, group_title, machine_of, machines_of, run_of
+from common.results import CHOOSING_SEED, comparable_groups, group_title, machine_of, machines_of, way_of
 from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 
@@ -32,7 +32,7 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None) 
     for results in sorted(by_seed(group), key=mean_fid, reverse=True):
         best[results[0]["stage"]] = results
     timed_models = cost["models"] if cost else []
-    times = {_way_of(model): f"{model['milliseconds_in_a_batch']:.1f}" for model in timed_models}
+    times = {way_of(model): f"{model['milliseconds_in_a_batch']:.1f}" for model in timed_models}
     rows = []
     for stage in sorted(best, key=list(STAGES).index):
         result = best[stage][0]
@@ -44,7 +44,7 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None) 
                 STAGES[stage].label,
                 f"{result['nfe']:g}",
                 sizes,
-                times.get(_way_of(result), ""),
+                times.get(way_of(result), ""),
                 f"{mean_fid(best[stage]):.2f}",
                 f"{1000 * fmean(kids):.2f}" if kids else "",
                 f"{fmean(recalls):.3f}" if recalls else "",
@@ -65,15 +65,10 @@ def by_seed(group: Sequence[dict]) -> list[list[dict]]:
     ways: dict[tuple, list[dict]] = {}
     for result in group:
         if result["fid"] is not None:
-            how = (run_of(result), result["arithmetic"], result["device"], result["batch_size"])
-            ways.setdefault((result["checkpoint"], result["guide"], *how), []).append(result)
+            how = (result["arithmetic"], result["device"], result["batch_size"])
+            ways.setdefault((*way_of(result), *how), []).append(result)
     return list(ways.values())
 
 
 def mean_fid(results: Sequence[dict]) -> float:
     return fmean(result["fid"] for result in results)
-
-
-def _way_of(line: dict) -> tuple:
-    """Which model was run, and how: the same for a result and for what it cost."""
-    return line["checkpoint"], line["guide"], run_of(line)

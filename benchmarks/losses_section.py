@@ -4,16 +4,15 @@ from collections.abc import Collection, Sequence
 from math import isclose
 
 from common.errors import UserError
-from common.files import canonical_json
-from common.results import group_title, last_losses_of, machines_of, name_of, run_of, short_id
+from common.results import group_title, last_losses_of, machine_of, machines_of, name_of, run_of, short_id, way_of
 from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 
 TITLE = "## Students by their losses"
 EQUAL_FLOP = """### From one start, for equal FLOP
 
-Each was trained on from the first row's student, for {flop:.2g} FLOP of all networks in the step
-(`benchmarks/loss_comparison.py`)."""
+Each was trained on from the first row's student, for {flop:.2g} FLOP of all networks in the step and, where the Fréchet
+distance is a loss, of the real images' features (`benchmarks/loss_comparison.py`)."""
 IN_TURN = """### One training run after another
 
 *Began as* names the student that a run went on from."""
@@ -33,10 +32,8 @@ DESCRIPTIONS = {
 """What is said of a column that there is."""
 HEADER = (
     *("model", "id", "began as", "losses", "training FLOP", "classifiers' FLOP", "FID", "KID x 1000"),
-    *("precision", "recall", "MSE", "distance to held-out", "closer than real"),
+    *("precision", "recall", "measured on", "MSE", "distance to held-out", "closer than real"),
 )
-SAME = ("checkpoint", "guide", "solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
-"""What a line of either kind says of how images were drawn."""
 
 
 def losses_section(results: Sequence[dict], opinions: Sequence[dict], shipped: Collection[str] = ()) -> str:
@@ -45,7 +42,7 @@ def losses_section(results: Sequence[dict], opinions: Sequence[dict], shipped: C
     `opinions`: lines of `benchmarks/second_opinion.py`, at least one; of a model that was judged twice the last counts.
     `shipped`: hashes of the models whose rows are marked. Raises UserError where opinions do not compare.
     """
-    opinions = list({_way_of(opinion): opinion for opinion in opinions}.values())
+    opinions = list({way_of(opinion): opinion for opinion in opinions}.values())
     if len({tuple(line[name] for name in ("judge", "num_samples", "seed")) for line in opinions}) > 1:
         raise UserError("the second opinions differ in judge, num_samples or seed: they make no table")
     compared = _trained_on_alike(opinions)
@@ -96,7 +93,7 @@ def _as_long(one: dict, other: dict) -> bool:
 def _table(results: Sequence[dict], opinions: Sequence[dict], shipped: Collection[str]) -> tuple[str, set[str]]:
     """As Markdown, with what its FIDs are of; and its columns."""
     measured = _comparable(results, opinions)
-    rows = [_row(opinion, measured.get(_way_of(opinion), {}), opinion["checkpoint"] in shipped) for opinion in opinions]
+    rows = [_row(opinion, measured.get(way_of(opinion), {}), opinion["checkpoint"] in shipped) for opinion in opinions]
     header, rows = without_empty_columns(HEADER, rows)
     protocol = ""
     if measured:
@@ -105,19 +102,14 @@ def _table(results: Sequence[dict], opinions: Sequence[dict], shipped: Collectio
     return markdown_table(header, rows) + protocol, {*header}
 
 
-def _way_of(line: dict) -> str:
-    """Which model was run, and how: the same for a result and an opinion."""
-    return canonical_json([line[name] for name in SAME])
-
-
-def _comparable(results: Sequence[dict], opinions: Sequence[dict]) -> dict[str, dict]:
-    """By `_way_of`: results of one protocol and seed, that which has the most of the models, then the most samples."""
-    groups: dict[tuple, dict[str, dict]] = {}
+def _comparable(results: Sequence[dict], opinions: Sequence[dict]) -> dict[tuple, dict]:
+    """By `way_of`: results of one protocol and seed, that which has the most of the models, then the most samples."""
+    groups: dict[tuple, dict[tuple, dict]] = {}
     for result in results:
         if result["stage"] and result["fid"] is not None and result["classes"] is None:
             key = (result["num_samples"], result["reference_sha256"], result["inception_sha256"], result["seed"])
-            groups.setdefault(key, {})[_way_of(result)] = result
-    ways = set(map(_way_of, opinions))
+            groups.setdefault(key, {})[way_of(result)] = result
+    ways = set(map(way_of, opinions))
     return max(groups.items(), key=lambda item: (len(ways & item[1].keys()), item[0][0]), default=((), {}))[1]
 
 
@@ -134,6 +126,7 @@ def _row(opinion: dict, measured: dict, is_shipped: bool) -> tuple[str, ...]:
         _figure(measured.get("kid") and 1000 * measured["kid"], ".2f"),
         _figure(measured.get("precision"), ".3f"),
         _figure(measured.get("recall"), ".3f"),
+        machine_of(measured) if measured else "",
         _figure(opinion["held_out_error"], ".4f"),
         f"{opinion['frechet_distance']:.3f}",
         f"{opinion['closer_than_real']:.1%}",

@@ -95,6 +95,11 @@ def run_of(result: dict) -> str:
     return SamplingSettings(**{name: result[name] for name in names if name in result}).describe()
 
 
+def way_of(line: dict) -> tuple[str, str | None, str]:
+    """Which model was run, and how: the same for a result, a second opinion and a cost."""
+    return line["checkpoint"], line["guide"], run_of(line)
+
+
 def comparable_groups(results: Sequence[dict]) -> list[list[dict]]:
     """The results with one sample count, reference and Inception together: FID at different counts does not compare.
 
