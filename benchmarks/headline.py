@@ -10,9 +10,10 @@ from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 
 
-def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None) -> str:
+def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None, others: Sequence[dict] = ()) -> str:
     """Each shipped model run in its best way, by the results of the most samples that there are of all of them.
 
+    If possible by seeds that chose none of them. `current`, `others`: results of the shipped models, and of others.
     `files`: by their hash. `cost`: a line of `benchmarks/model_cost.py`. Raises UserError where no results compare all
     of them.
     """
@@ -25,7 +26,8 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None) 
     if not groups:
         raise UserError("no results compare all of the shipped models: measure each by one number of samples")
     group = max(groups, key=lambda group: (group[0]["num_samples"], len(group)))
-    fresh = [result for result in group if result["seed"] != CHOOSING_SEED]
+    compared = {_seed_of(other) for other in others}
+    fresh = [result for result in group if result["seed"] != CHOOSING_SEED and _seed_of(result) not in compared]
     was_chosen_by = {result["stage"] for result in fresh} != set(STAGES)
     group = group if was_chosen_by else fresh
     best: dict[str, list[dict]] = {}
@@ -58,6 +60,11 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None) 
         f"\n{table}\n\nFID (lower is better) of {group_title(group)}, measured on {machines_of(group)}.{chosen} "
         f"Figures of another number of samples, or against the originals, do not compare.{timed}"
     )
+
+
+def _seed_of(result: dict) -> tuple:
+    """By which samples of a stage's models they can be compared, and one of them be chosen."""
+    return tuple(result[name] for name in ("stage", "num_samples", "reference_sha256", "seed"))
 
 
 def by_seed(group: Sequence[dict]) -> list[list[dict]]:

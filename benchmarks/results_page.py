@@ -69,7 +69,7 @@ def main() -> None:
 
     costs = read_results(ROOT / "docs" / "cost.jsonl", NEEDED_OF_COST)
     cost = complete_cost(costs, [checkpoint.sha256 for checkpoint in shipped if not is_guide(checkpoint)])
-    table = headline(current, files, cost)  # which may refuse: before anything is written
+    table = headline(current, files, cost, earlier)  # which may refuse: before anything is written
     groups = [in_reading_order(group) for group in comparable_groups(current)]
     sections = [INTRODUCTION, shipped_section(shipped), *map(group_section, groups)]
     sections += [cost_section(cost)] if cost else []

@@ -94,6 +94,11 @@ def test_the_readme_compares_all_of_the_shipped_models_and_says_which_seed_chose
     assert "seed chose the settings" in some_fresh and "| 10.50 |" in some_fresh
     all_fresh = headline([*chosen, *(line | {"seed": 5, "fid": line["fid"] + 1} for line in chosen)], files, None)
     assert "seed chose the settings" not in all_fresh and "| 11.00 |" in all_fresh
+    by_five = [line | {"seed": 5} for line in chosen]
+    rival = by_five[2] | {"checkpoint": "d" * 64, "fid": 14.5}  # measured beside, and not shipped: seed 5 chose
+    assert "seed chose the settings" in headline(by_five, files, None, [rival])
+    one_fresh = headline([*by_five, by_five[2] | {"seed": 6, "fid": 15.0}], files, None, [rival])
+    assert "seed chose the settings" not in one_fresh and "| 15.00 |" in one_fresh and "| 14.00 |" not in one_fresh
     with pytest.raises(UserError, match="no results compare all of the shipped models"):
         headline([alone], files, None)
 
