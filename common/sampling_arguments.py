@@ -30,8 +30,8 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance-scale",
         type=bounded(float, low=0),
-        help="classifier-free guidance, 1 is none (default: 1 with a guide; else 2 for a teacher trained on images "
-        "with label dropout)",
+        help="classifier-free guidance, 1 is none (default: 1 with a guide or --guide-scale; else 2 for a teacher "
+        "trained on images with label dropout)",
     )
     group.add_argument(
         "--guidance-interval",
@@ -67,10 +67,11 @@ def sampling_precision(args: argparse.Namespace) -> Precision:
 def load_guided(path: Path, args: argparse.Namespace, device: torch.device) -> Checkpoint:
     """The model in a file; a teacher with the `--guide` or, unless guidance without one is asked for, that beside it.
 
-    Raises UserError for a `--guide` that does not make the same kind of image; one beside the teacher is passed over.
+    With `--guide-scale 1` it has no guide, since that would never be asked. Raises UserError for a `--guide` that does
+    not make the same kind of image; one beside the teacher is passed over.
     """
     checkpoint = load_checkpoint(path, device)
-    if checkpoint.is_student:
+    if checkpoint.is_student or args.guide_scale == 1:
         return checkpoint
     if args.guide:
         return checkpoint.guided_by(load_checkpoint(args.guide, device))
@@ -102,6 +103,8 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
         if given.get("guide_scale", 1) != 1:
             raise UserError("--guide-scale needs a --guide")
         base = replace(base, guide_scale=1.0)
+        if args.guide_scale == 1:
+            base = replace(base, guidance_scale=1.0)
     elif not base.needs_guide:
         base = replace(base, guidance_scale=1.0, guide_scale=2.0)
     if not checkpoint.supports_guidance:

@@ -73,6 +73,8 @@ def test_the_guide_beside_a_teacher_guides_it_unless_something_else_is_asked_for
     assert "autoguidance 2 for t in [0.1, 0.8]" in run_script(*drawing).out
     assert "autoguidance 3 for t in [0.1, 0.8]" in run_script(*drawing, "--guide-scale", 3).out
     assert "CFG 1.5 for t in [0.1, 0.8]" in run_script(*drawing, "--guidance-scale", 1.5).out
+    alone = run_script(*drawing, "--guide-scale", 1).out  # is none
+    assert "adams 4, NFE 4" in alone
     both = run_script(*drawing, "--guidance-scale", 1.5, "--guide-scale", 3).out
     assert "CFG 1.5, autoguidance 3 for t in [0.1, 0.8]" in both
     alone = run_script("sample.py", tmp_path / "guide.safetensors", "--num-images", 1, *drawing[4:]).out
@@ -91,6 +93,10 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     noise, labels = sample_noise(0, 0, 20, (3, 32, 32), "pairs"), balanced_labels(range(10), 0, 20)
     expected = draw(ours.model, noise, labels, pairs.settings, guide=theirs.model).images
     torch.testing.assert_close(pairs.gather(torch.arange(20)).image, expected, atol=4e-3, rtol=1e-3)  # stored as fp16
+
+    assert run_script(*making[:-1], tmp_path / "alone", "--guide", guide, "--guide-scale", 1).status == 0
+    alone = PairSet(tmp_path / "alone", torch.device("cpu"))
+    assert alone.header["guide"] is None and alone.settings == SamplingSettings("adams", 4, guidance_scale=1.0)
 
     distilling = ("--teacher", teacher, "--pairs", tmp_path, "--out", tmp_path / "student", "--steps", 1)
     short = ("--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8)
