@@ -30,6 +30,7 @@ from common.checkpoint import initial_header, load_checkpoint, prepare
 from common.critics import add_critic_arguments, make_critic, split_batch
 from common.distillation import Distillation, distillation_parser
 from common.errors import UserError
+from common.noise import derive_seed
 from common.presets import FINISHING_RECIPE
 from common.sampling import GuidedVelocity, SamplingSettings
 from common.solvers import integrate
@@ -55,10 +56,11 @@ def main() -> int:
     beginning = {"student": student.sha256, **initial_header(student)}
     target = TargetImages(args, run.teacher, run.pairs)
     critic = make_critic(args, run, target, per_step=num_fresh)
+    seed = derive_seed("finishing", args.seed, student.sha256)  # what is finished again sees other noise than before
     image_shape, num_classes = student.model.config.image_shape, len(student.class_names)
 
     def batch_loss(network, step):
-        generator = step_generator(args.seed, step, run.device)
+        generator = step_generator(seed, step, run.device)
         pair = run.batch(step, generator)
         noise = torch.randn(num_fresh, *image_shape, generator=generator, device=run.device)
         labels = draw_labels(target.labels, num_fresh, num_classes, generator)

@@ -17,6 +17,7 @@ from common.checkpoint import load_checkpoint
 from common.distances import FeatureDistance, pseudo_huber
 from common.epoch_order import EpochOrder
 from common.files import sha256
+from common.noise import derive_seed
 from common.pairs import TRAJECTORY_TIMES, PairSet
 from common.run_log import read_metrics
 from common.sampling import SamplingSettings, draw
@@ -121,7 +122,8 @@ def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, t
     critic = ("--critic", "adversarial", "--critic-images", "teacher", "--critic-weight", 2, "--critic-share", 0.25)
     record = first_record("finish_student.py", "--batch-size", 24 * (len(times) - 1), *student, *critic, *L2)
 
-    generator, pair, network_of_student = step_generator(0, 0, CPU), training_pairs, random_network()
+    seed = derive_seed("finishing", 0, sha256(tmp_path / "student.safetensors"))
+    generator, pair, network_of_student = step_generator(seed, 0, CPU), training_pairs, random_network()
     torch.rand(NUM_TRAINING, generator=generator)  # the flips
     fresh = torch.randn(6, 3, 32, 32, generator=generator)
     x, labels = pair.noise, torch.randint(10, (6,), generator=generator)
@@ -130,7 +132,11 @@ def test_a_critic_judges_the_images_of_fresh_noise(stage, times, first_record, t
         fresh = fresh + (end - t) * network_of_student(fresh, torch.full((6,), t), labels)
     real = SimpleNamespace(count=NUM_TRAINING)
     critics = [AdversarialCritic(network.requires_grad_(False), real, 6, seed=0, flips=False) for network in networks]
-    judged = sum(critic(fresh, labels, generator) for critic in critics) / 2
+    judged = torch.zeros(())
+    for network, critic in zip(networks, critics, strict=True):
+        maps = [map_ / map_.square().mean(dim=1, keepdim=True).sqrt() for map_ in network.features(fresh)]
+        logits = [head(map_).mean() for head, map_ in zip(critic.heads, maps, strict=True)]
+        judged = judged - sum(logits) / len(logits) / 2
     loss = (x - pair.image).square().mean() + 2 * judged
     loss.backward()
     norm = torch.stack([parameter.grad.norm() for parameter in network_of_student.parameters()]).norm().item()
