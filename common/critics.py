@@ -129,8 +129,9 @@ def require_fitting_window(args: argparse.Namespace, num_features: int, per_step
             f"--critic-window {args.critic_window} is too small: for {num_features} features and {per_step} images a "
             f"step it must be {smallest} or more"
         )
-    if per_step * args.steps <= args.critic_window:
+    before_the_last = per_step * (args.steps - 1)
+    if before_the_last < args.critic_window:
         raise UserError(
-            f"--critic frechet starts after {args.critic_window:,} images of fresh noise, and {args.steps:,} steps "
-            f"make {per_step * args.steps:,}: give more --steps or a smaller --critic-window"
+            f"--critic frechet starts after {args.critic_window:,} images of fresh noise, and before the last of "
+            f"{args.steps:,} steps there are {before_the_last:,}: give more --steps or a smaller --critic-window"
         )
