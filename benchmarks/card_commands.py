@@ -16,11 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.command_line import FRACTION, ArgumentParser, run
+from common.command_line import ArgumentParser, bounded, run
 from common.errors import UserError
 from common.files import ROOT
 
 CARD = ROOT / "checkpoints" / "pretrained" / "README.md"
+SMALLEST_SHARE = 0.04
+"""Below it the card's shortest finishing run ends before the smallest window is full."""
 SMALLEST_WINDOW = 2048
 """Samples that suffice for the features of the card's networks, 1,120 at most."""
 
@@ -28,7 +30,8 @@ SMALLEST_WINDOW = 2048
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--card", type=Path, default=CARD, help="Markdown page of the commands")
-    parser.add_argument("--share", type=FRACTION, default=0.1, help="of its steps and pairs")
+    share = bounded(float, low=SMALLEST_SHARE, high=1)
+    parser.add_argument("--share", type=share, default=0.1, help="of its steps and pairs")
     parser.add_argument("--data-dir", type=Path, default=Path("data/train"), help="folder of the training images")
     parser.add_argument("--out", type=Path, default=Path("card_run"), help="folder that all is made in")
     return parser.parse_args()
@@ -70,11 +73,10 @@ def expanded(word: str) -> list[str]:
 def shortened(script: str, arguments: list[str], share: float) -> list[str]:
     """What to append to a command, so that it takes a share of its length; the last value of an option counts."""
     parsed = arguments_of(script, arguments)
-    changes = {
-        name: max(1, round(share * getattr(parsed, name)))
-        for name in ("steps", "warmup_steps", "decay_steps", "num_pairs")
-        if getattr(parsed, name, 0)
-    }
+    names = [name for name in ("steps", "warmup_steps", "decay_steps", "num_pairs") if getattr(parsed, name, 0)]
+    changes = {name: max(1, round(share * getattr(parsed, name))) for name in names}
+    if "decay_steps" in changes:  # begins where the trunk that it goes off has ended, however that was rounded
+        changes["decay_steps"] = changes["steps"] - round(share * (parsed.steps - parsed.decay_steps))
     if getattr(parsed, "critic_window", None):
         changes["critic_window"] = max(SMALLEST_WINDOW, round(share * parsed.critic_window))
     return [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]

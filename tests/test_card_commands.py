@@ -1,6 +1,11 @@
 """The model card's commands at a share of their length."""
 
-from benchmarks.card_commands import commands_of, shortened
+import argparse
+
+import pytest
+
+from benchmarks.card_commands import CARD as SHIPPED
+from benchmarks.card_commands import arguments_of, blocks_of, commands_of, shortened
 from common.checkpoint import load_header
 
 CARD = """
@@ -34,6 +39,27 @@ def test_what_is_not_given_is_shortened_too():
     expected = "--steps 28 --warmup-steps 10 --decay-steps 14 --critic-window 2048"
     assert shortened("finish_student.py", given, 0.1) == expected.split()
     assert shortened("generate_noise_dataset.py", ["--num-pairs", "53248"], 0.1) == ["--num-pairs", "5325"]
+
+
+@pytest.mark.parametrize("share", [0.04, 0.077, 0.1, 0.18, 1])
+def test_the_card_s_runs_fit_together_at_any_share(share):
+    """A branch decays from where its trunk ends, and a critic sees its window full before the run is over."""
+    runs = {}
+    for language, block in blocks_of(SHIPPED.read_text()):
+        for _, script, *arguments in commands_of(block) if language == "bash" else ():
+            args = arguments_of(script, [*arguments, *shortened(script, arguments, share)])
+            runs[str(args.out)] = args
+            assert not hasattr(args, "steps") or args.warmup_steps + args.decay_steps <= args.steps
+    trunk, teacher = runs["checkpoints/trunk"], runs["checkpoints/teacher"]
+    assert teacher.branch_from == trunk.out and teacher.steps - teacher.decay_steps == trunk.steps
+    assert all(
+        fresh_images_before_the_last_step(args) >= args.critic_window for args in runs.values() if "critic" in args
+    )
+
+
+def fresh_images_before_the_last_step(args: argparse.Namespace) -> float:
+    calls = 4 if args.student.name == "four_step.safetensors" else 1
+    return (args.steps - 1) * args.critic_share * args.batch_size / calls
 
 
 def test_words_are_those_of_the_shell():
