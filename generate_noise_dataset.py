@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common import command_line, sampling_arguments
 from common.device import choose_device, choose_precision
-from common.files import save_tensor_file
+from common.files import folder_to_oneself, save_tensor_file
 from common.noise import BLOCK_SIZE
 from common.pairs import (
     FORMAT,
@@ -100,7 +100,7 @@ def main() -> None:
     flop_per_guide_call = count_forward_flop(teacher.guide.model) if teacher.guide else 0
 
     # One shard after the other; what is there already is kept.
-    with tqdm(total=args.num_pairs, unit="pair", desc="noise pairs") as bar:
+    with folder_to_oneself(args.out), tqdm(total=args.num_pairs, unit="pair", desc="noise pairs") as bar:
         for start in range(0, args.num_pairs, SHARD_SIZE):
             count = min(SHARD_SIZE, args.num_pairs - start)
             path = shard_path(args.out, start // SHARD_SIZE)

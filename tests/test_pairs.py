@@ -8,6 +8,7 @@ from conftest import SMALL_CONFIG, folder_contents, save_model
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from common.files import folder_to_oneself
 from common.images import to_uint8
 from common.noise import sample_noise
 from common.pairs import TRAJECTORY_TIMES, PairSet, read_shard
@@ -49,6 +50,12 @@ def test_pairs_do_not_depend_on_the_batch_size(generate, tmp_path):
     assert torch.equal(first["noise"], second["noise"]) and torch.equal(first["labels"], second["labels"])
     for name in ("image", "states"):
         assert (to_uint8(first[name]).int() - to_uint8(second[name]).int()).abs().max() <= 1
+
+
+def test_a_set_that_another_process_makes_is_left_alone(generate, tmp_path):
+    with folder_to_oneself(tmp_path / "pairs"):
+        assert "another process is at work in" in generate().error_line
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_a_set_grows_and_keeps_what_it_has(generate, tmp_path):
