@@ -166,7 +166,10 @@ def refuse_what_cannot_be_judged(
     """Raises UserError for a model of other images than the judge's, or that the judge has helped to train."""
     teacher = next((other for other in teachers if other.sha256 == model.header.get("teacher")), model)
     if "images_sha256" not in teacher.header:
-        raise UserError(f"{model.path} does not say of which images it is: judge its teacher, or give it as --teacher")
+        remedy = (
+            ": judge its teacher, or give it as --teacher" if model.is_student else ", as one of noise pairs never does"
+        )
+        raise UserError(f"{model.path} does not say of which images it is{remedy}")
     same_images = teacher.header["images_sha256"] == judge["images_sha256"]
     if not (same_images and teacher.header["arguments"]["val_fraction"] == judge["arguments"]["val_fraction"]):
         raise UserError(f"{path} has learned from other images than {teacher.path}")
@@ -175,10 +178,15 @@ def refuse_what_cannot_be_judged(
 
 
 def error_to_teacher(model: Checkpoint, pairs: PairSet | None, precision: Precision) -> float | None:
-    """A student's mean squared error on the held-out pairs; None for a teacher, or without pairs."""
+    """A student's mean squared error on the held-out pairs; None for a teacher, or without pairs.
+
+    Raises UserError where fewer are held out of these pairs than of the student's own.
+    """
     if pairs is None or not model.is_student:
         return None
     count = held_out_of(model.header["num_pairs"])  # the set may have grown since
+    if pairs.held_out_count < count:
+        raise UserError(f"of the pairs {pairs.held_out_count} are held out, and {count} of those of {model.path}")
     return error_on_pairs(model.model, model.settings, pairs.held_out()[:count], precision)
 
 

@@ -154,6 +154,9 @@ def test_who_cannot_judge_is_refused(second_opinion, run_script, judge, teacher,
     assert "was trained to please" in second_opinion(teacher, tmp_path / "early.safetensors").error_line
     assert "or give it as --teacher" in second_opinion(second).error_line
     assert "is not the teacher of" in second_opinion(second, "--teacher", other).error_line
+    reflow = ("teacher_rectified_flow.py", "--preset", "tiny", "--pairs", pairs, *SHORT, "--out", tmp_path / "reflow")
+    assert run_script(*reflow).status == 0
+    assert "never does" in second_opinion(tmp_path / "reflow" / "teacher.safetensors").error_line
 
     (tmp_path / "opinions.jsonl").write_text("?\n")
     assert "line 1 of" in second_opinion(teacher, "--num-samples", 40).error_line
@@ -180,6 +183,11 @@ def test_a_student_is_also_compared_with_its_teacher(second_opinion, run_script,
     assert len(list((tmp_path / "figures").iterdir())) == 3
     alone = second_opinion(first, "--teacher", teacher, "--pairs", pairs, "--num-samples", 40)
     assert alone.status == 0 and len((tmp_path / "opinions.jsonl").read_text().splitlines()) == 3  # said already
+
+    fewer = ("--teacher", teacher, *("--solver", "euler", "--num-steps", 4), "--num-pairs", 10)
+    assert run_script("generate_noise_dataset.py", *fewer, "--out", tmp_path / "fewer").status == 0
+    few = second_opinion(teacher, first, "--pairs", tmp_path / "fewer", "--num-samples", 41)
+    assert "1 are held out, and 2 of those of" in few.error_line
 
     others = ("--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path / "others")
     assert run_script("generate_noise_dataset.py", *others).status == 0
