@@ -69,8 +69,10 @@ def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = 
       then cached.
     - `shapes`: 10,000 drawn shapes, always the same; `path` is not used.
 
-    Raises UserError for data that is missing, unreadable or empty.
+    Raises UserError for data that is missing, unreadable or empty, and for `crop` of images that all have one size.
     """
+    if crop and name != "folder":
+        raise UserError(f"--crop is of an image folder: {name} has images of one size")
     if name == "cifar10":
         return _load_cifar10(Path(path), image_size)
     if name == "cifar10-jpeg":
@@ -105,7 +107,8 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
         raise UserError(f"the images that trained {path} are not in {folder}{hint}")
     if name == "folder" and (folder / CIFAR10.base_folder).is_dir():
         name = "cifar10-jpeg"
-    data = load_images(name, folder, header["config"]["image_size"], arguments["crop"])
+    crop = arguments["crop"] and name == "folder"
+    data = load_images(name, folder, header["config"]["image_size"], crop)
     if data.sha256() != header["images_sha256"]:
         raise UserError(f"the images in {folder} are not those that trained {path}{hint}")
     return split_held_out(data, arguments["val_fraction"])
