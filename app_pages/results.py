@@ -38,12 +38,12 @@ def main() -> None:
     for group in comparable_groups([result for result in results if result["checkpoint"] in chosen]):
         show_group("The chosen models", in_reading_order(group))
     for group in comparable_groups([result for result in results if result["checkpoint"] not in chosen]):
-        show_group("Other models", in_reading_order(group))
+        show_group("Other models", in_reading_order(group), with_losses=True)
 
 
-def show_group(whose: str, group: list[dict]) -> None:
+def show_group(whose: str, group: list[dict], with_losses: bool = False) -> None:
     st.subheader(f"{whose}: {group_title(group)}")
-    header, rows = table_of(group)
+    header, rows = table_of(group, with_losses=with_losses)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     st.table(columns, border="horizontal", hide_index=True, alt=f"Results of {whose.lower()}, {group_title(group)}")
     if machine := measured_on(group):
