@@ -118,7 +118,7 @@ def load_data(args: argparse.Namespace, image_size: int) -> ImageData:
         raise UserError(f"--crop-padding {args.crop_padding} shifts images of {image_size} pixels out of sight")
     data = load_images(args.data, args.data_dir, image_size, args.crop)
     if args.task == "classes" and len(data.class_names) < 2:
-        raise UserError(f"the images in {args.data_dir} are all of one class: --task rotation needs no classes")
+        raise UserError(f"the images in {args.data_dir} are all of one class: --task rotation needs no labels")
     return data
 
 

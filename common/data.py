@@ -143,7 +143,8 @@ def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:
         folder = ImageFolder(path)
     except FileNotFoundError as error:
         reason = str(error).split(" Supported extensions")[0].rstrip(".")
-        raise UserError(f"{path} is not an image folder with one sub-folder per class: {reason}") from None
+        needed = "one sub-folder per class, or a single one for images without classes"
+        raise UserError(f"{path} is not an image folder, which has {needed}: {reason}") from None
 
     # One cache for a folder and a size, beside the folder; it says of which files it was made, by name, size and time.
     cache = path.parent / ".cache" / f"{path.name}-{image_size}{'-crop' * crop}.safetensors"

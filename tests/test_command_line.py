@@ -112,6 +112,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("sample.py", MODELS[0], "--solver", "dopri5", "--precision", "bf16"), "dopri5 needs --precision fp32"),
         (("teacher_rectified_flow.py", "--pairs", "noise_pairs", "--data", "shapes", *SHORT), "--data is of images"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
+        (("teacher_rectified_flow.py", "--data", "shapes", "--crop", "--out", "s", *SHORT), "--crop is of an image"),
         (
             ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--val-fraction", 1),
             "no images to train",

@@ -81,6 +81,12 @@ def test_a_folder_without_images_is_refused(tmp_path, make):
         load_images("folder", tmp_path / "set")
 
 
+def test_images_without_sub_folders_are_refused_with_advice(tmp_path):
+    write(tmp_path, "set/one.png", Image.new("RGB", (32, 32)))
+    with pytest.raises(UserError, match=r"a single one for images without classes"):
+        load_images("folder", tmp_path / "set")
+
+
 def test_the_cache_is_used_and_never_stale(tmp_path, monkeypatch):
     path = write(tmp_path / "set", "a/one.png", Image.new("RGB", (32, 32), (10, 10, 10)))
     assert load_images("folder", tmp_path / "set").images.max() == 10
