@@ -98,9 +98,12 @@ samples rises, and depends on the reference: figures compare within a table, not
 subsets of 1,000; precision and recall are for k = 3 and 10,000 images of each side, or as many as there are samples.
 *JPEG CIFAR-10* is the 50,000 training images as JPEG files (quality 75, 4:2:0 chroma): figures against it are not those
 of the published protocol, which takes the originals. CFG is classifier-free guidance; autoguidance is by the guide, a
-weaker network. Settings were chosen by seed 1000, which favours what they were chosen for: fresh seeds may score a
-little worse. Tables that begin with *Not shipped* are of earlier models, and of what came on the way to the shipped
-ones. [The commands](#the-commands) that measured the shipped models stand at the end."""
+weaker network. A single Euler step starts at t = 0, before guidance begins: guided or not, it is the same.
+
+Settings were chosen by seed 1000, which favours what they were chosen for: fresh seeds may score a little worse.
+Between the shipped one-step student and a shorter run of it, 50,000 samples of seed 0 decided. Tables that begin with
+*Not shipped* are of earlier models, and of what came on the way to the shipped ones. [The commands](#the-commands) that
+measured the shipped models stand at the end."""
 
 
 def is_guide(checkpoint: Checkpoint) -> bool:
