@@ -1,5 +1,6 @@
 """What was measured of the chosen models and of others, by docs/results.jsonl: tables, FID over network calls."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
@@ -16,6 +17,8 @@ from common.results import (
 )
 from common.stages import STAGES
 
+FIRST = ("model", "id", "FID", "KID x 1000", "precision", "recall")
+"""Columns that are seen before any scrolling."""
 RESULTS = Path(__file__).parent.parent / "docs" / "results.jsonl"
 
 
@@ -36,18 +39,46 @@ def main() -> None:
     )
     chosen = {model.sha256 for model in st.session_state.models.values()}
     for group in comparable_groups([result for result in results if result["checkpoint"] in chosen]):
-        show_group("The chosen models", in_reading_order(group))
-    for group in comparable_groups([result for result in results if result["checkpoint"] not in chosen]):
-        show_group("Other models", in_reading_order(group), with_losses=True)
+        show_table(in_reading_order(group))
+        show_curve(group)
+    others = comparable_groups([result for result in results if result["checkpoint"] not in chosen])
+    if others:
+        with st.expander("Other models, and what came on the way to the shipped ones"):
+            for group in others:
+                show_grid(in_reading_order(group))
 
 
-def show_group(whose: str, group: list[dict], with_losses: bool = False) -> None:
-    st.subheader(f"{whose}: {group_title(group)}")
-    header, rows = table_of(group, with_losses=with_losses)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-    st.table(columns, border="horizontal", hide_index=True, alt=f"Results of {whose.lower()}, {group_title(group)}")
-    if machine := measured_on(group):
-        st.caption(machine)
+def show_table(group: list[dict]) -> None:
+    st.subheader(f"The chosen models: {group_title(group)}")
+    st.table(
+        columns_of(*table_of(group)),
+        border="horizontal",
+        hide_index=True,
+        alt=f"Results of the chosen models, {group_title(group)}",
+    )
+    st.caption(measured_on(group))
+
+
+def show_grid(group: list[dict]) -> None:
+    """For more columns than a table has room for."""
+    st.subheader(f"Other models: {group_title(group)}")
+    header, rows = table_of(group, with_ids=True, with_losses=True)
+    plain = [[cell.strip("`") for cell in row] for row in rows]
+    st.dataframe(
+        columns_of(header, plain),
+        hide_index=True,
+        column_order=[title for title in FIRST if title in header] + [title for title in header if title not in FIRST],
+        alt=f"Results of other models, {group_title(group)}",
+    )
+    st.caption(measured_on(group))
+
+
+def columns_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
+    return dict(zip(header, zip(*rows, strict=True), strict=True))
+
+
+def show_curve(group: list[dict]) -> None:
+    """FID over network calls, where there is more to see than a few points."""
     if len({result["nfe"] for result in group if result["fid"] is not None}) > 2:
         st.image(
             cached_curve(group),

@@ -140,7 +140,7 @@ def group_section(group: Sequence[dict]) -> str:
 
 
 def earlier_section(group: Sequence[dict]) -> str:
-    table = markdown_table(*table_of(group, with_losses=True))
+    table = markdown_table(*table_of(group, with_ids=True, with_losses=True))
     return f"## Not shipped: {group_title(group)}\n\n{table}\n\n{measured_on(group)}".rstrip()
 
 

@@ -141,11 +141,11 @@ def measured_on(group: Sequence[dict]) -> str:
 
 
 def table_of(
-    group: Sequence[dict], with_times: bool = False, with_losses: bool = False
+    group: Sequence[dict], with_times: bool = False, with_ids: bool = False, with_losses: bool = False
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A header, and a row for each result. What was measured of none has no column; of some, empty cells.
 
-    `with_losses`: also the losses of a student's last training run, and the start of each model's hash.
+    `with_ids`: also the start of each model's hash. `with_losses`: also the losses of a student's last training run.
     `with_times`: also how long an image took, where all results are of one machine and arithmetic: others would not
     compare. What else the machine did meanwhile is not on record (`benchmarks/model_cost.py` is for that).
     """
@@ -154,7 +154,7 @@ def table_of(
         TIME_COLUMN: with_times and on_one_machine,
         MACHINE_COLUMN: not on_one_machine,
         LOSSES_COLUMN: with_losses,
-        ID_COLUMN: with_losses,
+        ID_COLUMN: with_ids,
     }
     columns = {title: show for title, show in COLUMNS.items() if wanted.get(title, True)}
     return without_empty_columns(columns, [[show(result) for show in columns.values()] for result in group])
