@@ -137,7 +137,7 @@ class Distillation:
         if needs_feature_networks(args):
             paths = args.feature_network or [USUAL_FEATURE_NETWORK]
             image_shape = self.pairs.header["image_shape"]
-            self.feature_networks, flop = load_feature_networks(paths, image_shape, self.device)
+            self.feature_networks, flop = load_feature_networks(paths, image_shape, self.teacher.header, self.device)
             self.header["feature_networks"] = flop
         elif args.feature_network:
             raise UserError("--feature-network is for --loss features, and for a critic by features")
@@ -251,12 +251,13 @@ class Distillation:
 
 
 def load_feature_networks(
-    paths: Sequence[Path], image_shape: Sequence[int], device: torch.device
+    paths: Sequence[Path], image_shape: Sequence[int], teacher: dict, device: torch.device
 ) -> tuple[list[Classifier], dict[str, int]]:
     """The frozen networks that help to train a student; what the training of each took, by its content.
 
-    In the order of their contents, since a critic's state is by position, and a resume may name them otherwise. Raises
-    UserError for one that is given twice, or that looks at images of another size.
+    In the order of their contents, since a critic's state is by position, and a resume may name them otherwise.
+    `teacher`: the teacher's header. Raises UserError for one that is given twice, that looks at images of another size,
+    or that has learned from images which were held out from the teacher.
     """
     loaded = {}
     for path in paths:
@@ -264,6 +265,12 @@ def load_feature_networks(
         size = network.config.image_size
         if tuple(image_shape) != (3, size, size):
             raise UserError(f"{path} looks at images of {size} x {size}, which these are not")
+        same_images = "images_sha256" in teacher and header.get("images_sha256") == teacher["images_sha256"]
+        if same_images and header["num_images"] > teacher["num_images"]:
+            raise UserError(
+                f"{path} has learned from images that were held out from the teacher: train it with --val-fraction "
+                f"{teacher['arguments']['val_fraction']:g}"
+            )
         if content in loaded:
             raise UserError(f"{path} is the same network as another --feature-network")
         loaded[content] = network, header["training_flop"]

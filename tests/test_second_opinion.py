@@ -146,6 +146,21 @@ def test_who_cannot_judge_is_refused(second_opinion, run_script, judge, teacher,
     please = ("--loss", "features", "--feature-network", judge)
     assert run_script("distill_student.py", *files, *SHORT, *please, "--out", first.parent).status == 0
     assert run_script("distill_student.py", *files, *SHORT, "--init", first, "--out", second.parent).status == 0
+    knows_more = tmp_path / "knows_more" / "feature_network.safetensors"
+    training = (
+        "--network",
+        '{"widths": [24, 16]}',
+        *data[:4],
+        "--val-fraction",
+        0.1,
+        *SHORT,
+        "--out",
+        knows_more.parent,
+    )
+    assert run_script("feature_network.py", *training).status == 0
+    please = ("--loss", "features", "--feature-network", knows_more, "--out", tmp_path / "third")
+    refused = run_script("distill_student.py", *files, *SHORT, *please).error_line
+    assert "held out from the teacher: train it with --val-fraction 0.25" in refused
     assert "was trained to please" in second_opinion(teacher, first).error_line
     assert "was trained to please" in second_opinion(teacher, second).error_line
     header = load_header(first)
