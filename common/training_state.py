@@ -104,13 +104,13 @@ def check_schedule(state: dict, args: argparse.Namespace, run: Path) -> None:
         raise UserError(f"{run} already has {step} steps, more than --steps {args.steps}")
     if (args.steps, args.decay_steps) == (steps, decay_steps):
         return
-    if step > args.steps - args.decay_steps:
-        raise UserError(
-            f"a decay over the last {args.decay_steps} of {args.steps} steps would have begun before step {step}, "
-            f"where {run} stands: raise --steps or lower --decay-steps"
-        )
     if step > steps - decay_steps and state["optimizer"] is not None:
         raise UserError(
             f"{run} began its decay at step {steps - decay_steps} and cannot be prolonged: "
             "branch from a run at constant rate (--decay-steps 0) instead"
+        )
+    if step > args.steps - args.decay_steps:
+        raise UserError(
+            f"a decay over the last {args.decay_steps} of {args.steps} steps would have begun before step {step}, "
+            f"where {run} stands: give --steps {step + args.decay_steps} or more, or a smaller --decay-steps"
         )

@@ -158,13 +158,13 @@ def test_a_time_limit_pauses_and_a_decay_can_be_started_later(commands, run_scri
     paused = run_script(script, *arguments, *trunk, "--max-minutes", 1e-5, "--out", tmp_path / "trunk")
     assert paused.status == 0 and "paused" in paused.out
     run_script(script, *arguments, *trunk, "--out", tmp_path / "trunk")
+    late = run_script(script, *arguments, "--steps", 15, "--decay-steps", 8, "--out", tmp_path / "trunk")
+    assert "would have begun before step 10" in late.error_line and "give --steps 18 or more" in late.error_line
     decay = ("--steps", 16, "--decay-steps", 6)
     branch = ("--branch-from", tmp_path / "trunk", "--out", tmp_path / "branch")
     assert run_script(script, *arguments, *decay, *branch).status == 0
     assert run_script(script, *arguments, *decay, "--out", tmp_path / "trunk").status == 0
     assert sha256(tmp_path / "branch" / "teacher.safetensors") == sha256(tmp_path / "trunk" / "teacher.safetensors")
-    late = run_script(script, *arguments, "--steps", 20, "--decay-steps", 10, "--out", tmp_path / "trunk")
-    assert "would have begun before step 16" in late.error_line
     prolonged = run_script(script, *arguments, "--steps", 40, "--decay-steps", 6, "--out", tmp_path / "trunk")
     assert "began its decay at step 10 and cannot be prolonged" in prolonged.error_line
     assert (
