@@ -87,6 +87,8 @@ def main() -> None:
         read_results(args.output)  # a damaged file is found now, not after hours
 
     subjects = open_subjects(args, precision)
+    for images, count in subjects:
+        refuse_too_few(images.name, count, args.kid_only)
     reference = open_reference(args.reference, args.reference_name, args.data_dir)
     refuse_what_cannot_be_measured(subjects, reference, args.kid_only)
     inception = Inception(args.inception_weights, precision.device)
@@ -158,21 +160,22 @@ def refuse_what_cannot_be_measured(subjects: list[tuple], reference: Reference, 
         raise UserError(f"KID needs images to compare with, and {reference.name} has statistics only")
     if reference.statistics and len(reference.statistics.mean) != FEATURE_COUNT:
         raise UserError(f"{reference.name} is of {len(reference.statistics.mean)} features, not {FEATURE_COUNT}")
-    counted = [(images.name, count) for images, count in subjects]
     if reference.images:
-        counted.append((reference.name, reference.count))
-    for name, count in counted:
-        if count < 2:
-            raise UserError(f"{name} has {count} image: KID needs two or more")
-        if count <= FEATURE_COUNT and not kid_only:
-            raise UserError(
-                f"{name}: {count:,} images leave the covariance of {FEATURE_COUNT:,} features singular; FID needs more "
-                f"than {FEATURE_COUNT:,} (--kid-only needs fewer)"
-            )
+        refuse_too_few(reference.name, reference.count, kid_only)
     for images, _ in subjects:
         if reference.images and images.image_size != reference.images.image_size:
             ours, theirs = (f"{width} x {height}" for height, width in (images.image_size, reference.images.image_size))
             raise UserError(f"the images of {images.name} are {ours}, those of {reference.name} {theirs}")
+
+
+def refuse_too_few(name: str, count: int, kid_only: bool) -> None:
+    if count < 2:
+        raise UserError(f"{name} has {count} image: KID needs two or more")
+    if count <= FEATURE_COUNT and not kid_only:
+        raise UserError(
+            f"{name}: {count:,} images leave the covariance of {FEATURE_COUNT:,} features singular; FID needs more "
+            f"than {FEATURE_COUNT:,} (--kid-only needs fewer)"
+        )
 
 
 def say_what_is_left_out(subjects: list[tuple], reference: Reference, inception: Inception, kid_only: bool) -> None:
