@@ -52,7 +52,10 @@ def draw_loss_curve(records: list[dict], path: Path, title: str) -> None:
     axes = figure.subplots()
     held_out = {"linestyle": "--", "marker": "o", "markersize": 4}
     styles = {"loss": {"alpha": 0.6}, "held_out_loss": held_out, "held_out_error": held_out}
-    names = {"loss": "loss in training", "held_out_loss": "loss on held-out samples, EMA weights"}
+    names = {
+        "loss": "loss in training",
+        "held_out_loss": "on held-out samples (a teacher's: at uniform times), EMA weights",
+    }
     names["held_out_error"] = "error of held-out images, EMA weights"
     for name, style in styles.items():
         points = [(record["step"], record[name]) for record in records if name in record]
