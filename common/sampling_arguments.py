@@ -67,9 +67,11 @@ def sampling_precision(args: argparse.Namespace) -> Precision:
 def load_guided(path: Path, args: argparse.Namespace, device: torch.device) -> Checkpoint:
     """The model in a file; a teacher with the `--guide` or, unless guidance without one is asked for, that beside it.
 
-    With `--guide-scale 1` it has no guide, since that would never be asked. Raises UserError for a `--guide` that does
-    not make the same kind of image; one beside the teacher is passed over.
+    With `--guide-scale 1` it has none, since that would never be asked. Raises UserError for a `--guide` that is not
+    used, or does not make the same kind of image; one beside the teacher is passed over.
     """
+    if args.guide and args.guide_scale == 1:
+        raise UserError("--guide-scale 1 is without a guide: leave out --guide")
     checkpoint = load_checkpoint(path, device)
     if checkpoint.is_student or args.guide_scale == 1:
         return checkpoint
@@ -132,7 +134,10 @@ def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence
     """Raises UserError where settings for a teacher were given and all of the models are students."""
     if sampling_was_asked_for(args) and all(checkpoint.is_student for checkpoint in checkpoints):
         first = checkpoints[0]
-        raise UserError(f"{first.path} is a {first.stage} student: its {first.settings.describe()} is all it can do")
+        raise UserError(
+            f"{first.path} is a {first.stage} student, which is always run as {first.settings.describe()}: solver, "
+            "steps and guidance can be set for teachers alone"
+        )
 
 
 def chosen_classes(names: Sequence[str] | None, checkpoint: Checkpoint) -> list[int]:

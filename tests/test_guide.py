@@ -94,7 +94,9 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     expected = draw(ours.model, noise, labels, pairs.settings, guide=theirs.model).images
     torch.testing.assert_close(pairs.gather(torch.arange(20)).image, expected, atol=4e-3, rtol=1e-3)  # stored as fp16
 
-    assert run_script(*making[:-1], tmp_path / "alone", "--guide", guide, "--guide-scale", 1).status == 0
+    shutil.copy(guide, teacher.with_name("guide.safetensors"))
+    assert run_script(*making[:-1], tmp_path / "alone", "--guide-scale", 1).status == 0
+    teacher.with_name("guide.safetensors").unlink()
     alone = PairSet(tmp_path / "alone", torch.device("cpu"))
     assert alone.header["guide"] is None and alone.settings == SamplingSettings("adams", 4, guidance_scale=1.0)
 
@@ -161,6 +163,8 @@ def test_guides_that_cannot_guide_are_refused(run_script, make_teacher, tmp_path
     out = ("--out", tmp_path / "samples.png")
     assert "cannot guide" in run_script("sample.py", teacher, "--guide", unconditional, *out).error_line
     assert "needs a --guide" in run_script("sample.py", teacher, "--guide-scale", 2, *out).error_line
+    unused = run_script("sample.py", teacher, "--guide", teacher, "--guide-scale", 1, *out)
+    assert "--guide-scale 1 is without a guide" in unused.error_line
     assert "no checkpoint" in run_script("sample.py", teacher, "--guide", tmp_path / "none", *out).error_line
     with pytest.raises(ValueError, match="needs the guide's network"):
         draw(load_checkpoint(teacher).model, torch.zeros(1, 3, 32, 32), None, SamplingSettings(guide_scale=2.0))
