@@ -19,7 +19,7 @@ install: .venv/installed
 # All four stages and the comparison, small, on drawn shapes. A second run finds everything done and compares again.
 demo: install
 	$(BIN)/python teacher_rectified_flow.py --preset tiny --data shapes --out demo/teacher
-	$(BIN)/python generate_noise_dataset.py --teacher demo/teacher/teacher.safetensors --num-pairs 2560 --num-steps 12 \
+	$(BIN)/python generate_noise_dataset.py --teacher demo/teacher/teacher.safetensors --num-pairs 2560 \
 		--out demo/noise_pairs
 	$(BIN)/python distill_student.py --teacher demo/teacher/teacher.safetensors --pairs demo/noise_pairs --out demo/one_step \
 		--preset tiny --evaluate-every 400
