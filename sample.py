@@ -26,9 +26,6 @@ from common.noise import BLOCK_SIZE
 from common.pairs import how_guided
 from common.sampling import SamplingSettings, balanced_labels, draw_blocks
 
-COLUMNS = 10
-"""Where none are given."""
-
 
 def parse_args() -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
@@ -37,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     what.add_argument("--compare", nargs="+", type=Path, metavar="CHECKPOINT", help="models to draw side by side")
     parser.add_argument("--out", type=Path, default=Path("samples/samples.png"), help="file to write: .png or .npz")
     parser.add_argument("--num-images", type=command_line.COUNT, default=40, help="images of each model")
-    parser.add_argument("--columns", type=command_line.COUNT, help=f"images in a row of the grid (default: {COLUMNS})")
+    parser.add_argument("--columns", type=command_line.COUNT, default=10, help="images in a row of the grid")
     parser.add_argument(
         "--enlarge",
         type=command_line.bounded(int, low=1, high=32),
@@ -58,8 +55,6 @@ def main() -> None:
     require_writable(args.out)
     if args.enlarge and (args.compare or args.out.suffix == ".npz"):
         raise UserError("--enlarge is of a PNG grid: not for --compare, nor for .npz")
-    if args.columns and args.out.suffix == ".npz":
-        raise UserError("--columns is of pictures, not of .npz")
     if args.compare:
         compare(args, precision)
         return
@@ -88,7 +83,7 @@ def main() -> None:
         description = describe_samples(checkpoint, settings, args.seed)
         write_bytes(args.out, npz_bytes(images, balanced_labels(classes, 0, len(images)), description))
     else:
-        save_picture(enlarged(image_grid(images, args.columns or COLUMNS), args.enlarge or 1), args.out)
+        save_picture(enlarged(image_grid(images, args.columns), args.enlarge or 1), args.out)
     print(f"{args.out}: {len(images)} images, seed {args.seed}, {settings.describe()}, NFE {calls / len(images):g}")
 
 
@@ -109,7 +104,7 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
         settings = sampling_arguments.sampling_settings(args, checkpoint, base)
         columns.append(draw_column(checkpoint, settings, args.seed, args.num_images, classes, precision))
     print(comparison_table(columns))
-    draw_comparison(columns, args.out, images_per_row=args.columns or COLUMNS)
+    draw_comparison(columns, args.out, images_per_row=args.columns)
     print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
 
 

@@ -88,7 +88,6 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("sample.py", MODELS[0], "--out", "picture.jpg"), "must end in .png or .npz"),
         (("sample.py", MODELS[0], "--out", "many.npz", "--enlarge", 4), "--enlarge is of a PNG grid"),
         (("sample.py", "--compare", *MODELS, "--enlarge", 4), "--enlarge is of a PNG grid"),
-        (("sample.py", MODELS[0], "--out", "many.npz", "--columns", 4), "--columns is of pictures"),
         (("sample.py", MODELS[0], "--out", "cut.safetensors/picture.png"), "cannot write"),
         (("sample.py", MODELS[0], "--out", "folder.png"), "cannot write folder.png"),
         (("sample.py", MODELS[0], "--guidance-interval", 0.9, 0.1), "guidance interval"),
