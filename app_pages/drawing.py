@@ -87,6 +87,8 @@ def draw(
     watch: Callable[[Step], None] | None = None,
 ) -> Column:
     """Samples 0 ... count - 1 of a seed. `watch` is called with each step, and its time is not counted."""
+    if checkpoint.guide and not settings.needs_guide:  # it would never be asked
+        checkpoint = replace(checkpoint, guide=None)
     noise = sample_noise(seed, 0, count, checkpoint.model.config.image_shape)
     labels = balanced_labels(classes, 0, count)
     guide = checkpoint.guide.sha256 if checkpoint.guide else ""

@@ -130,10 +130,15 @@ def test_unconditional_models_have_no_class_and_no_guidance(open_app, tmp_path):
         assert not open_app(page, folder).error
 
 
-def test_the_command_that_is_shown_draws_the_same_images(open_app, model_folder, make_teacher, run_script, tmp_path):
+@pytest.mark.parametrize("guide_scale", [2, 1])
+def test_the_command_that_is_shown_draws_the_same_images(
+    guide_scale, open_app, model_folder, make_teacher, run_script, tmp_path
+):
+    """Also where the guide is there, and not asked."""
     shutil.copy(make_teacher(seed=3), model_folder / "pretrained" / "guide.safetensors")
     app = open_app()
     app.number_input(key="num_steps").set_value(3)
+    app.number_input(key="guide_scale_True").set_value(guide_scale)
     app.slider(key="guidance_interval").set_value((0.15, 0.7))
     app.selectbox(key="class").set_value("star")
     submit(app, "generate")
