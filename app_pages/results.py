@@ -19,6 +19,8 @@ from common.stages import STAGES
 
 FIRST = ("model", "id", "FID", "KID x 1000", "precision", "recall")
 """Columns that are seen before any scrolling."""
+NUMBERS = {"FID": "%.2f", "KID x 1000": "%.2f", "precision": "%.3f", "recall": "%.3f"}
+NUMBERS |= {"training FLOP": "%.2e", "NFE": "%d", "seed": "%d"}
 RESULTS = Path(__file__).parent.parent / "docs" / "results.jsonl"
 
 
@@ -38,14 +40,15 @@ def main() -> None:
         "protocol takes the originals."
     )
     chosen = {model.sha256 for model in st.session_state.models.values()}
-    for group in comparable_groups([result for result in results if result["checkpoint"] in chosen]):
-        show_table(in_reading_order(group))
+    ours = [result for result in results if result["checkpoint"] in chosen]
+    for group in map(in_reading_order, comparable_groups(ours)):
+        show_table(group)
         show_curve(group)
     others = comparable_groups([result for result in results if result["checkpoint"] not in chosen])
     if others:
         with st.expander("Other models, and what came on the way to the shipped ones"):
-            for group in others:
-                show_grid(in_reading_order(group))
+            for group in map(in_reading_order, others):
+                show_grid(group)
 
 
 def show_table(group: list[dict]) -> None:
@@ -56,21 +59,29 @@ def show_table(group: list[dict]) -> None:
         hide_index=True,
         alt=f"Results of the chosen models, {group_title(group)}",
     )
-    st.caption(measured_on(group))
+    show_machine(group)
 
 
 def show_grid(group: list[dict]) -> None:
     """For more columns than a table has room for."""
     st.subheader(f"Other models: {group_title(group)}")
     header, rows = table_of(group, with_ids=True, with_losses=True)
-    plain = [[cell.strip("`") for cell in row] for row in rows]
+    columns = {title: [cell.strip("`") for cell in cells] for title, cells in columns_of(header, rows).items()}
+    for title in NUMBERS.keys() & columns.keys():  # to be sorted as such
+        columns[title] = [float(cell) if cell else None for cell in columns[title]]
     st.dataframe(
-        columns_of(header, plain),
+        columns,
         hide_index=True,
         column_order=[title for title in FIRST if title in header] + [title for title in header if title not in FIRST],
+        column_config={title: st.column_config.NumberColumn(format=form) for title, form in NUMBERS.items()},
         alt=f"Results of other models, {group_title(group)}",
     )
-    st.caption(measured_on(group))
+    show_machine(group)
+
+
+def show_machine(group: list[dict]) -> None:
+    if machine := measured_on(group):
+        st.caption(machine)
 
 
 def columns_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
