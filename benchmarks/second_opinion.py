@@ -116,6 +116,8 @@ def main() -> None:
         refuse_what_cannot_be_judged(model, teachers, args.judge, header, judge_sha256)
         if pairs and model.is_student:
             pairs.require_student(model)
+            if pairs.held_out_count < (count := held_out_of(model.header["num_pairs"])):
+                raise UserError(f"{pairs.held_out_count} pairs are held out, and {count} of those of {model.path}")
     training, held_out = images_behind(args.judge, header, args.data_dir)
     size = network.summary_size
     if min(len(held_out), args.num_samples) <= size:
@@ -166,10 +168,11 @@ def refuse_what_cannot_be_judged(
     """Raises UserError for a model of other images than the judge's, or that the judge has helped to train."""
     teacher = next((other for other in teachers if other.sha256 == model.header.get("teacher")), model)
     if "images_sha256" not in teacher.header:
-        remedy = (
-            ": judge its teacher, or give it as --teacher" if model.is_student else ", as one of noise pairs never does"
-        )
-        raise UserError(f"{model.path} does not say of which images it is{remedy}")
+        if teacher is model and model.is_student:
+            raise UserError(
+                f"{model.path} does not say of which images it is: judge its teacher, or give it as --teacher"
+            )
+        raise UserError(f"{teacher.path} was trained on noise pairs, and does not say of which images it is")
     same_images = teacher.header["images_sha256"] == judge["images_sha256"]
     if not (same_images and teacher.header["arguments"]["val_fraction"] == judge["arguments"]["val_fraction"]):
         raise UserError(f"{path} has learned from other images than {teacher.path}")
@@ -178,15 +181,10 @@ def refuse_what_cannot_be_judged(
 
 
 def error_to_teacher(model: Checkpoint, pairs: PairSet | None, precision: Precision) -> float | None:
-    """A student's mean squared error on the held-out pairs; None for a teacher, or without pairs.
-
-    Raises UserError where fewer are held out of these pairs than of the student's own.
-    """
+    """A student's mean squared error on the held-out pairs; None for a teacher, or without pairs."""
     if pairs is None or not model.is_student:
         return None
     count = held_out_of(model.header["num_pairs"])  # the set may have grown since
-    if pairs.held_out_count < count:
-        raise UserError(f"of the pairs {pairs.held_out_count} are held out, and {count} of those of {model.path}")
     return error_on_pairs(model.model, model.settings, pairs.held_out()[:count], precision)
 
 

@@ -171,7 +171,7 @@ def test_who_cannot_judge_is_refused(second_opinion, run_script, judge, teacher,
     assert "is not the teacher of" in second_opinion(second, "--teacher", other).error_line
     reflow = ("teacher_rectified_flow.py", "--preset", "tiny", "--pairs", pairs, *SHORT, "--out", tmp_path / "reflow")
     assert run_script(*reflow).status == 0
-    assert "never does" in second_opinion(tmp_path / "reflow" / "teacher.safetensors").error_line
+    assert "was trained on noise pairs" in second_opinion(tmp_path / "reflow" / "teacher.safetensors").error_line
 
     (tmp_path / "opinions.jsonl").write_text("?\n")
     assert "line 1 of" in second_opinion(teacher, "--num-samples", 40).error_line
@@ -202,7 +202,8 @@ def test_a_student_is_also_compared_with_its_teacher(second_opinion, run_script,
     fewer = ("--teacher", teacher, *("--solver", "euler", "--num-steps", 4), "--num-pairs", 10)
     assert run_script("generate_noise_dataset.py", *fewer, "--out", tmp_path / "fewer").status == 0
     few = second_opinion(teacher, first, "--pairs", tmp_path / "fewer", "--num-samples", 41)
-    assert "1 are held out, and 2 of those of" in few.error_line
+    assert "1 pairs are held out, and 2 of those of" in few.error_line
+    assert len((tmp_path / "opinions.jsonl").read_text().splitlines()) == 3
 
     others = ("--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path / "others")
     assert run_script("generate_noise_dataset.py", *others).status == 0
