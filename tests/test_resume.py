@@ -165,8 +165,10 @@ def test_a_time_limit_pauses_and_a_decay_can_be_started_later(commands, run_scri
     assert run_script(script, *arguments, *decay, *branch).status == 0
     assert run_script(script, *arguments, *decay, "--out", tmp_path / "trunk").status == 0
     assert sha256(tmp_path / "branch" / "teacher.safetensors") == sha256(tmp_path / "trunk" / "teacher.safetensors")
-    prolonged = run_script(script, *arguments, "--steps", 40, "--decay-steps", 6, "--out", tmp_path / "trunk")
-    assert "began its decay at step 10 and cannot be prolonged" in prolonged.error_line
+    for steps, decay_steps in ((40, 6), (20, 10)):  # the second would have to begin its decay earlier, too
+        longer = ("--steps", steps, "--decay-steps", decay_steps, "--out", tmp_path / "trunk")
+        prolonged = run_script(script, *arguments, *longer)
+        assert "began its decay at step 10 and cannot be prolonged" in prolonged.error_line
     assert (
         "more than --steps 12" in run_script(script, *arguments, "--steps", 12, "--out", tmp_path / "trunk").error_line
     )
