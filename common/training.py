@@ -167,7 +167,7 @@ class Trainer:
         return self.args.out / "loss.png"
 
     def _draw_loss_curve(self, records: list[dict]) -> None:
-        draw_loss_curve(records, self.loss_curve, f"{self.name} in {self.args.out}")
+        draw_loss_curve(records, self.loss_curve, f"{self.name} in {self.args.out.name}")
 
     def _report(self, stop: StopRequest) -> int:
         args, run = self.args, self.run
