@@ -22,7 +22,7 @@ from common.files import ROOT
 
 CARD = ROOT / "checkpoints" / "pretrained" / "README.md"
 SMALLEST_SHARE = 0.04
-"""Below it the card's shortest finishing run ends before the smallest window is full."""
+"""A little below it, the card's shortest finishing run would end before the smallest window is full."""
 SMALLEST_WINDOW = 2048
 """Samples that suffice for the features of the card's networks, 1,120 at most."""
 
