@@ -54,7 +54,9 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None, 
         )
     header = ("model", "network calls", "MB (+ guide)", "ms an image", "FID", "KID x 1000", "recall")
     table = markdown_table(*without_empty_columns(header, rows))
-    chosen = " The same sampling seed chose the settings: others may give a little more." if was_chosen_by else ""
+    chosen = (
+        " Models or settings were chosen by some of these: other seeds may give a little more." if was_chosen_by else ""
+    )
     timed = f" Time: each of {cost['batch_size']} images drawn together, {machine_of(cost)}." if cost else ""
     return (
         f"\n{table}\n\nFID (lower is better) of {group_title(group)}, measured on {machines_of(group)}.{chosen} "

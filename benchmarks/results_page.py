@@ -101,9 +101,9 @@ of the published protocol, which takes the originals. CFG is classifier-free gui
 weaker network. A single Euler step starts at t = 0, before guidance begins: guided or not, it is the same.
 
 Settings were chosen by seed 1000, which favours what they were chosen for: fresh seeds may score a little worse.
-Between the shipped one-step student and a shorter run of it, 50,000 samples of seed 0 decided. Tables that begin with
-*Not shipped* are of earlier models, and of what came on the way to the shipped ones. [The commands](#the-commands) that
-measured the shipped models stand at the end."""
+A shipped model may also have been chosen by a seed by which, with as many samples, one not shipped was measured, too.
+Tables that begin with *Not shipped* are of earlier models, and of what came on the way to the shipped ones.
+[The commands](#the-commands) that measured the shipped models stand at the end."""
 
 
 def is_guide(checkpoint: Checkpoint) -> bool:
