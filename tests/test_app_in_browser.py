@@ -180,7 +180,7 @@ def test_every_page_is_reached_and_fits(address, width):
         page.get_by_alt_text("Image at 100% of the way").wait_for()
         assert_fits()
         go_to("Results")
-        page.get_by_role("cell", name="teacher").first.wait_for()
+        page.get_by_text("Other models").first.wait_for()  # nothing was measured of these
         assert_fits()
 
 

@@ -157,11 +157,14 @@ def test_the_comparison_shows_as_many_images_as_its_command_says():
     assert f": {command[command.index('--num-images') + 1]} images of each model" in README
 
 
-def test_commands_that_want_a_gpu_parse(monkeypatch):
+def test_commands_that_want_a_gpu_or_the_shipped_models_images_parse(monkeypatch):
     commands = readme_commands(marked_not_run=True)
-    assert len(commands) == 5 and commands[1][0] == "cp"
+    assert len(commands) == 6 and commands[1][0] == "cp"
     for python, script, *arguments in (command for command in commands if command[0] != "cp"):
         assert python == "python"
+        if script == "-m":
+            module, *arguments = arguments
+            script = f"{module.replace('.', '/')}.py"
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         args = runpy.run_path(str(ROOT / script))["parse_args"]()
         assert args.device == "auto"
