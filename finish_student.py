@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from common import command_line
 from common.checkpoint import initial_header, load_checkpoint, prepare
 from common.critics import add_critic_arguments, make_critic, split_batch
-from common.distillation import Distillation, distillation_parser
+from common.distillation import Distillation
+from common.distillation_arguments import distillation_parser
 from common.errors import UserError
 from common.noise import derive_seed
 from common.presets import FINISHING_RECIPE

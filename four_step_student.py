@@ -18,7 +18,8 @@ import torch
 
 from common import command_line
 from common.checkpoint import student_settings
-from common.distillation import Distillation, student_parser
+from common.distillation import Distillation
+from common.distillation_arguments import student_parser
 from common.errors import UserError
 from common.stages import STAGES
 from common.training import step_generator

@@ -21,7 +21,7 @@ import torch
 from benchmarks.stage_scripts import as_arguments, run_script, steps_for
 from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
-from common.distillation import CRITICS_BY_FEATURES, USUAL_FEATURE_NETWORK
+from common.distillation_arguments import CRITICS_BY_FEATURES, USUAL_FEATURE_NETWORK
 from common.errors import UserError
 from common.files import sha256
 from common.lineage import feature_networks

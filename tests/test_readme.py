@@ -18,7 +18,7 @@ from benchmarks.card_commands import arguments_of, blocks_of, commands_of
 from common import presets
 from common.checkpoint import load_header
 from common.classifier import ClassifierConfig
-from common.distillation import USUAL_FEATURE_NETWORK
+from common.distillation_arguments import USUAL_FEATURE_NETWORK
 from common.lineage import feature_networks, lineage
 from common.presets import classifier_of, network_of
 from common.stages import FEATURE_NETWORK, STAGES
