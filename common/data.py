@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets.folder import is_image_file
 from tqdm import tqdm
 
 from common import shapes
@@ -97,8 +98,9 @@ def split_held_out(data: ImageData, fraction: float) -> tuple[ImageData, ImageDa
 def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple[ImageData, ImageData]:
     """(training, held out) of the checkpoint at `path`, by its header; `folder`, where they have been moved.
 
-    Of a checkpoint of JPEG files it may be the folder of CIFAR-10 itself, which is then compressed in memory. Raises
-    UserError where other images are found there than it was trained on.
+    Of a checkpoint of JPEG files it may be the folder of CIFAR-10 itself, which is then compressed in memory; of one of
+    CIFAR-10, an image folder that holds the same images. Raises UserError where other images are found there than it
+    was trained on.
     """
     arguments = header["arguments"]
     hint = "" if folder else ": give --data-dir"
@@ -107,6 +109,8 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
         raise UserError(f"the images that trained {path} are not in {folder}{hint}")
     if name == "folder" and (folder / CIFAR10.base_folder).is_dir():
         name = "cifar10-jpeg"
+    elif name in CIFAR10_NAMES and _is_image_folder(folder):
+        name = "folder"
     crop = arguments["crop"] and name == "folder"
     data = load_images(name, folder, header["config"]["image_size"], crop)
     if data.sha256() != header["images_sha256"]:
@@ -117,6 +121,10 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
 def _load_cifar10(path: Path, image_size: int) -> ImageData:
     if image_size != 32:
         raise UserError(f"CIFAR-10 images are 32 x 32, the model wants {image_size} x {image_size}")
+    if _is_image_folder(path):  # a download would add a class to it
+        raise UserError(
+            f"{path} is a folder of images: --data folder trains on them; CIFAR-10 needs another --data-dir"
+        )
     try:
         data = CIFAR10(path, train=True, download=True)
     except (OSError, RuntimeError) as error:
@@ -126,6 +134,12 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
         ) from None
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return ImageData(images, torch.tensor(data.targets), list(data.classes))
+
+
+def _is_image_folder(path: Path) -> bool:
+    """Whether pictures lie in the folder's sub-folders, and CIFAR-10 does not."""
+    has_pictures = any(is_image_file(file.name) for file in path.glob("*/*"))
+    return has_pictures and not (path / CIFAR10.base_folder).is_dir()
 
 
 def _compressed(data: ImageData) -> ImageData:

@@ -10,6 +10,7 @@ from PIL import Image
 from common import data, shapes
 from common.data import load_images, split_held_out
 from common.errors import UserError
+from common.images import through_jpeg
 
 
 def write(folder, name, image):
@@ -117,6 +118,13 @@ def test_cifar10_without_a_network_says_which_file_to_put_where(tmp_path, monkey
     assert str(tmp_path / "here") in str(caught.value)
 
 
+def test_cifar10_is_not_downloaded_into_a_folder_of_images(tmp_path):
+    write(tmp_path / "mine", "cats/one.png", Image.new("RGB", (32, 32)))
+    with pytest.raises(UserError, match="mine is a folder of images: --data folder trains on them"):
+        load_images("cifar10", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["cats"]
+
+
 def test_cifar10_is_torchvisions_in_the_projects_layout(tmp_path, monkeypatch):
     """Torchvision's loader is replaced by one with the same attributes: the archive is 170 MB."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -149,6 +157,17 @@ def test_the_images_behind_a_checkpoint_of_jpeg_files_can_come_from_cifar10(tmp_
         data.images_behind(tmp_path / "teacher.safetensors", header | {"images_sha256": "other"}, tmp_path)
     with pytest.raises(UserError, match=r"that trained .* are not in gone: give --data-dir"):
         data.images_behind(tmp_path / "teacher.safetensors", header)
+
+
+def test_the_images_behind_a_checkpoint_of_compressed_cifar10_can_come_from_jpeg_files(tmp_path):
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, image in enumerate(pixels):
+        write(tmp_path / "set", f"{'ab'[number // 2]}/{number}.jpg", Image.fromarray(image.permute(1, 2, 0).numpy()))
+    compressed = data.ImageData(torch.stack([through_jpeg(image) for image in pixels]), torch.tensor([0, 0, 1, 1]), [])
+    arguments = {"data": "cifar10-jpeg", "data_dir": "data", "crop": False, "val_fraction": 0.5}
+    header = {"arguments": arguments, "config": {"image_size": 32}, "images_sha256": compressed.sha256()}
+    _, held_out = data.images_behind(tmp_path / "teacher.safetensors", header, tmp_path / "set")
+    assert torch.equal(held_out.images, compressed.images[[1, 3]])
 
 
 def test_held_out_images_are_the_last_of_each_class():
