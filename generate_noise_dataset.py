@@ -32,7 +32,7 @@ from common.pairs import (
 )
 from common.sampling import draw_blocks
 from common.solvers import FIXED_STEP_SOLVERS, grid_index, in_words, nearest_times
-from common.training_state import find_training_state
+from common.training_state import STATE_FILE
 from common.unet import count_forward_flop
 
 
@@ -69,7 +69,7 @@ def main() -> None:
     precision = choose_precision(args.precision, device)
     teacher = sampling_arguments.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
     unfinished = teacher.header["step"] < teacher.header["arguments"].get("steps", 0)
-    if unfinished and find_training_state(args.teacher.parent).is_file():  # and no snapshot, which stays as it is
+    if unfinished and (args.teacher.parent / STATE_FILE).is_file():  # and no snapshot, which stays as it is
         print(
             f"warning: {args.teacher} is paused after {teacher.header['step']:,} of "
             f"{teacher.header['arguments']['steps']:,} steps; once it goes on, it is not the teacher of these pairs",

@@ -102,18 +102,12 @@ class TrainingRun:
     def resume(self) -> None:
         """Goes on from the run's own training state or, where it has none yet, from that of `--branch-from`.
 
-        Raises UserError where that is another run's, and where there are weights, which would be lost, but no state.
+        Raises UserError where that is another run's, and where there are weights, which would be lost, but no whole
+        state.
         """
-        args = self.args
-        run = args.out
-        if not find_training_state(run).is_file():
-            if self.weights_path.exists():
-                raise UserError(
-                    f"{self.weights_path} is there, but no training state to go on from: use another --out, or move it"
-                )
-            if args.branch_from is None:
-                return
-            run = args.branch_from
+        args, run = self.args, self._run_to_go_on_from()
+        if run is None:
+            return
         state = load_training_state(find_training_state(run))
         check_identity(state, self.identity, run, is_own=run == args.out)
         check_schedule(state, args, run)
@@ -139,6 +133,21 @@ class TrainingRun:
                 self.critic.load_state_dict(state["critic"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.warmed_up_from = state["warmed_up_from"]
+
+    def _run_to_go_on_from(self) -> Path | None:
+        """Its own folder, that of `--branch-from`, or None where it is to begin."""
+        out = self.args.out
+        if (out / STATE_FILE).is_file():
+            return out
+        if (out / COMPACT_FILE).is_file():  # from which it would end as another run, in place of its own weights
+            raise UserError(
+                f"of the run in {out} only the compact state is left: --branch-from {out}, to another --out"
+            )
+        if self.weights_path.exists():
+            raise UserError(
+                f"{self.weights_path} is there, but no training state to go on from: use another --out, or move it"
+            )
+        return self.args.branch_from
 
     def save(self, and_compact: bool = False) -> None:
         """Writes the training state and the EMA weights. Raises UserError, and writes neither, where one is not finite.
