@@ -33,6 +33,7 @@ from common.training_arguments import add_data_arguments, add_training_arguments
 from common.training_run import TrainingRun
 from common.unet import UNet, UNetConfig
 
+LABEL_DROPOUT = 0.15
 PREVIEW_SETTINGS = SamplingSettings(solver="euler", num_steps=20)
 
 
@@ -56,8 +57,10 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--num-pairs", type=command_line.COUNT, help="use the first so many of them (default: all)")
 
     group = parser.add_argument_group("flow")
-    group.add_argument("--unconditional", action="store_true", help="no labels")
-    group.add_argument("--label-dropout", type=command_line.FRACTION, default=0.15, help="share trained without label")
+    group.add_argument("--unconditional", action="store_true", help="no labels, as ever where there is one class alone")
+    group.add_argument(
+        "--label-dropout", type=command_line.FRACTION, default=LABEL_DROPOUT, help="share trained without label"
+    )
     group.add_argument(
         "--time-distribution", choices=flow.TIME_DISTRIBUTIONS, default="logit-normal", help="of the training times"
     )
@@ -74,7 +77,13 @@ def parse_args() -> argparse.Namespace:
 
     add_training_arguments(parser, TEACHER_RECIPES[preset], out="checkpoints/teacher")
     command_line.add_device_arguments(parser)
+    parser.checks.append(check_labels)
     return parser.parse_args()
+
+
+def check_labels(args: argparse.Namespace) -> None:
+    if args.unconditional and args.label_dropout != LABEL_DROPOUT:
+        raise UserError("--label-dropout needs labels: leave out --unconditional, or it")
 
 
 def main() -> int:

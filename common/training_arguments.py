@@ -107,7 +107,7 @@ def refuse_data_arguments(args: argparse.Namespace) -> None:
 
 def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> None:
     """Optimisation and run, with a recipe's defaults and the check that they go together."""
-    parser.checks.append(check_training_arguments)
+    parser.checks.append(lambda args: check_training_arguments(args, recipe))
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--batch-size", type=COUNT, default=recipe.batch_size, help="examples in a step; of students, network calls"
@@ -163,10 +163,13 @@ def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> 
     group.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
 
 
-def check_training_arguments(args: argparse.Namespace) -> None:
+def check_training_arguments(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Raises UserError where they do not go together, or one would do nothing."""
     decays = [args.ema_decay, *args.more_ema_decays]
     if len(set(decays)) < len(decays):
         raise UserError(f"--more-ema-decays must be others than --ema-decay {args.ema_decay}, and each only once")
+    if args.optimizer != "muon" and args.muon_momentum != recipe.muon_momentum:
+        raise UserError("--muon-momentum needs --optimizer muon")
     if args.warmup_steps + args.decay_steps > args.steps:
         raise UserError(
             f"{args.warmup_steps} steps of warm-up and {args.decay_steps} of decay do not fit into {args.steps} steps"

@@ -116,6 +116,11 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
             ("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--val-fraction", 1),
             "no images to train",
         ),
+        (("teacher_rectified_flow.py", *SHORT, "--unconditional", "--label-dropout", 0.3), "--label-dropout needs"),
+        (
+            ("distill_student.py", "--out", "s", *SHORT, "--optimizer", "adamw", "--muon-momentum", 0.5),
+            "--muon-momentum needs --optimizer muon",
+        ),
         (("teacher_rectified_flow.py", "--pairs", "nowhere", *SHORT), "no noise pairs in nowhere"),
         *(
             (("teacher_rectified_flow.py", *data, image_folder, "--out", "s", *SHORT, "--network", change), message)

@@ -35,7 +35,7 @@ def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_pat
 
 
 def test_a_run_of_a_version_without_an_option_is_resumed_with_what_it_then_was(commands, run_script, tmp_path):
-    script, *arguments = commands["teacher"]
+    script, *arguments = commands["muon"]
     run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
     state = load_training_state(tmp_path / "run" / STATE_FILE)
     del state["identity"]["arguments"]["muon_momentum"]
