@@ -80,4 +80,4 @@ def teacher_options(settings: SamplingSettings) -> list[str]:
     """The options of `sample.py` for these settings, without the guide's."""
     options = ["--solver", settings.solver, "--num-steps", str(settings.num_steps)]
     options += ["--guidance-scale", str(settings.guidance_scale)]
-    return [*options, "--guidance-interval", *map(str, settings.guidance_interval)]
+    return [*options, "--guidance-interval", *map(str, settings.guidance_interval)] if settings.is_guided else options

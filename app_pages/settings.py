@@ -7,7 +7,7 @@ import streamlit as st
 
 from common.checkpoint import Checkpoint
 from common.noise import BLOCK_SIZE
-from common.sampling import TEACHER_SETTINGS, SamplingSettings
+from common.sampling import UNGUIDED, SamplingSettings
 from common.solvers import FIXED_STEP_SOLVERS
 
 MAX_SEED = 2**31 - 1
@@ -52,7 +52,7 @@ def class_input(class_names: Sequence[str], mixed: bool = True) -> list[int]:
 
 def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
     """How the teacher is run; with the guidance that this teacher can do."""
-    default = teacher.settings if teacher else TEACHER_SETTINGS
+    default = teacher.settings if teacher else UNGUIDED
     with st.expander("How the teacher is run"):
         left, middle, right = st.columns(3)
         with left:
@@ -62,13 +62,12 @@ def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
         with right:
             can_be_guided = teacher is not None and teacher.supports_guidance
             has_guide = teacher is not None and teacher.guide is not None
-            usual = default.guidance_scale if can_be_guided and not has_guide else 1.0
             guidance_scale = number(
                 "Guidance",
                 0.0,
                 MAX_SCALE,
-                usual,
-                f"guidance_scale_{can_be_guided}_{has_guide}_{usual:g}",
+                default.guidance_scale,
+                f"guidance_scale_{can_be_guided}_{has_guide}_{default.guidance_scale:g}",
                 step=0.5,
                 disabled=not can_be_guided,
                 help="Classifier-free guidance; 1 is none. Needs a teacher that was trained with label dropout.",
@@ -77,7 +76,7 @@ def teacher_inputs(teacher: Checkpoint | None) -> SamplingSettings:
                 "Guidance by the guide",
                 0.0,
                 MAX_SCALE,
-                2.0 if has_guide else 1.0,
+                default.guide_scale,
                 f"guide_scale_{has_guide}",
                 step=0.5,
                 disabled=not has_guide,

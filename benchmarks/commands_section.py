@@ -42,7 +42,9 @@ def options_of(result: dict, files: dict[str, str]) -> str:
         return options
     low, high = result["guidance_interval"]
     options += f" --solver {result['solver']} --num-steps {result['num_steps']}"
-    options += f" \\\n    --guidance-scale {result['guidance_scale']:g} --guidance-interval {low:g} {high:g}"
+    options += f" \\\n    --guidance-scale {result['guidance_scale']:g}"
+    if result["guidance_scale"] != 1 or result["guide"]:
+        options += f" --guidance-interval {low:g} {high:g}"
     if result["guide"]:
         guide = files.get(result["guide"], "GUIDE")
         options += f" \\\n    --guide {guide} --guide-scale {result['guide_scale']:g}"

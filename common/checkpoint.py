@@ -16,7 +16,7 @@ from common import __version__
 from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
 from common.files import atomic_write, canonical_json, read_tensor_file
-from common.sampling import TEACHER_SETTINGS, SamplingSettings
+from common.sampling import AUTOGUIDED, CLASSIFIER_FREE, UNGUIDED, SamplingSettings
 from common.stages import FEATURE_NETWORK, STAGES
 from common.unet import UNet, UNetConfig, without_retired_options
 
@@ -52,12 +52,14 @@ class Checkpoint:
     def settings(self) -> SamplingSettings:
         """How a student is run, or how a teacher is run by default.
 
-        A teacher of noise pairs (reflow) is not guided: the images that it learned from are, where guidance was wanted.
+        A teacher of noise pairs (reflow) is not guided without a guide: the images that it learned from are, where
+        guidance was wanted.
         """
         if self.is_student:
             return student_settings(self.stage)
-        guided = self.supports_guidance and "pairs" not in self.header
-        return TEACHER_SETTINGS if guided else replace(TEACHER_SETTINGS, guidance_scale=1.0)
+        if self.guide:
+            return AUTOGUIDED
+        return CLASSIFIER_FREE if self.supports_guidance and "pairs" not in self.header else UNGUIDED
 
     @property
     def guide_model(self) -> UNet | None:

@@ -13,6 +13,8 @@ from common.flow import per_sample
 from common.noise import BLOCK_SIZE, sample_noise
 from common.solvers import SOLVERS, integrate, integration_steps, time_grid
 
+GUIDANCE_INTERVAL = (0.1, 0.8)
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -22,8 +24,8 @@ class SamplingSettings:
     num_steps: int = 20
     guidance_scale: float = 1.0
     """Classifier-free guidance: w follows v_0 + w (v_c - v_0), of the velocities without and with labels. 1 is none."""
-    guidance_interval: tuple[float, float] = (0.1, 0.8)
-    """The times t at which guidance of either kind is applied (Kynkaanniemi et al. 2024)."""
+    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL
+    """The times t at which guidance of either kind is applied (Kynkaanniemi et al. 2024); without any, the default."""
     guide_scale: float = 1.0
     """Autoguidance: w adds (w - 1) (v_c - v_g), with the velocity v_g of a second, weaker network. 1 is none."""
 
@@ -34,11 +36,17 @@ class SamplingSettings:
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"the guidance interval must satisfy 0 <= from <= to <= 1, not {low} ... {high}")
+        if not self.is_guided:  # equal images have equal settings
+            object.__setattr__(self, "guidance_interval", GUIDANCE_INTERVAL)
 
     def guides_at(self, t: float | Tensor) -> bool | Tensor:
         """Whether t lies in the guidance interval; its ends belong to it, whatever the rounding of a solver's times."""
         low, high = self.guidance_interval
         return (low - 1e-9 <= t) & (t <= high + 1e-9)
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale != 1 or self.needs_guide
 
     @property
     def needs_guide(self) -> bool:
@@ -64,14 +72,16 @@ class SamplingSettings:
         steps = self.solver if self.solver == "dopri5" else f"{self.solver} {self.num_steps}"
         guidance = [f"CFG {self.guidance_scale:g}"] if self.guidance_scale != 1 else []
         guidance += [f"autoguidance {self.guide_scale:g}"] if self.needs_guide else []
-        if not guidance:
+        if not self.is_guided:
             return steps
         low, high = self.guidance_interval
         return f"{', '.join([steps, *guidance])} for t in [{low:g}, {high:g}]"
 
 
-TEACHER_SETTINGS = SamplingSettings(guidance_scale=2.0)
-"""A teacher's default: 20 steps, with classifier-free guidance in the middle of the flow."""
+UNGUIDED = SamplingSettings()
+CLASSIFIER_FREE = SamplingSettings(guidance_scale=2.0)
+AUTOGUIDED = SamplingSettings(guide_scale=2.0)
+"""How a teacher is run by default, of which each has its own: 20 steps, guided in the middle of the flow."""
 
 
 class GuidedVelocity:

@@ -11,7 +11,7 @@ from common.checkpoint import GUIDE_NAME, Checkpoint, guide_beside, load_checkpo
 from common.command_line import COUNT, FRACTION, bounded
 from common.device import Precision, choose_device, choose_precision
 from common.errors import UserError
-from common.sampling import SamplingSettings
+from common.sampling import AUTOGUIDED, SamplingSettings
 from common.solvers import SOLVERS
 
 
@@ -101,19 +101,22 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
         return checkpoint.settings
     names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    usual = {}
     if not checkpoint.guide:
         if given.get("guide_scale", 1) != 1:
             raise UserError("--guide-scale needs a --guide")
-        base = replace(base, guide_scale=1.0)
+        usual["guide_scale"] = 1.0
         if args.guide_scale == 1:
-            base = replace(base, guidance_scale=1.0)
+            usual["guidance_scale"] = 1.0
     elif not base.needs_guide:
-        base = replace(base, guidance_scale=1.0, guide_scale=2.0)
+        usual = {"guidance_scale": 1.0, "guide_scale": AUTOGUIDED.guide_scale}
     if not checkpoint.supports_guidance:
         if given.get("guidance_scale", 1) != 1:
             raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")
-        base = replace(base, guidance_scale=1.0)
-    settings = replace(base, **given)
+        usual["guidance_scale"] = 1.0
+    settings = replace(base, **(usual | given))
+    if args.guidance_interval and not settings.is_guided:
+        raise UserError(f"--guidance-interval needs guidance, and {checkpoint.path} is run without")
     if settings.solver == "dopri5" and args.num_steps is not None:
         raise UserError("dopri5 chooses its own steps: leave out --num-steps")
     return settings

@@ -23,7 +23,7 @@ from common.classifier import Classifier, ClassifierConfig  # noqa: E402
 from common.device import Precision, choose_device, choose_precision  # noqa: E402
 from common.files import sha256  # noqa: E402
 from common.pairs import PairSet  # noqa: E402
-from common.sampling import TEACHER_SETTINGS  # noqa: E402
+from common.sampling import CLASSIFIER_FREE  # noqa: E402
 from common.unet import UNet, UNetConfig  # noqa: E402
 
 pytest_plugins = ["runs"]
@@ -147,7 +147,7 @@ def save_students(
     if pairs:
         header |= PairSet(pairs, torch.device("cpu")).description
     else:
-        header |= {"pairs": {"sampling": TEACHER_SETTINGS.to_dict(), "guide": None}}
+        header |= {"pairs": {"sampling": CLASSIFIER_FREE.to_dict(), "guide": None}}
     save_model(folder / "student.safetensors", "one_step", seed, config, **header)
     save_model(folder / "four_step.safetensors", "four_step", seed + 1, config, **header)
 

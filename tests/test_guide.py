@@ -88,6 +88,7 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     pairs = PairSet(tmp_path, torch.device("cpu"))
     ours, theirs = load_checkpoint(teacher), load_checkpoint(guide)
     assert pairs.header["guide"] == theirs.sha256 and pairs.settings == SamplingSettings("adams", 4, guide_scale=2.0)
+    assert replace(ours.guided_by(theirs).settings, num_steps=4) == pairs.settings  # as by default, but for the steps
     flop = 20 * (4 * count_forward_flop(ours.model) + 3 * count_forward_flop(theirs.model))
     assert pairs.description["pair_generation_flop"] == flop
     noise, labels = sample_noise(0, 0, 20, (3, 32, 32), "pairs"), balanced_labels(range(10), 0, 20)

@@ -37,6 +37,11 @@ def test_seeds_and_streams_give_unrelated_noise():
     assert derive_seed("a", 1, 2) != derive_seed("a", 2, 1)
 
 
+def test_without_guidance_its_interval_is_no_setting():
+    assert SamplingSettings("heun", 4, guidance_interval=(0.3, 0.5)) == SamplingSettings("heun", 4)
+    assert SamplingSettings("heun", 4, 2.0, (0.3, 0.5)) != SamplingSettings("heun", 4, 2.0)
+
+
 @pytest.mark.parametrize(
     ("t", "guided"), [(0.0, False), (0.1, True), (0.5, True), (0.8, True), (0.7 + 0.1 + 1e-15, True), (0.9, False)]
 )
