@@ -35,6 +35,7 @@ from common.results import (
     comparable_groups,
     group_title,
     read_results,
+    short_id,
     table_of,
 )
 from common.tables import text_table
@@ -109,8 +110,11 @@ def main() -> None:
             if args.output and not append_result(args.output, result):
                 print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
     finally:  # also what was measured before something went wrong
+        ids = ids_of_one_stage(subjects)
         for group in comparable_groups(results):
-            print(f"\n{group_title(group)}\n{text_table(*table_of(group, with_times=True))}")
+            print(f"\n{group_title(group)}\n{text_table(*table_of(group, with_times=True, with_ids=bool(ids)))}")
+        for name, path in ids.items():
+            print(f"{name}  {path}")
     if figure:
         write_bytes(figure, fid_curve(comparable_groups(results)[0]))
         print(f"\n{figure}: FID against network calls")
@@ -153,6 +157,13 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
             images = load_image_set(path, args.num_samples, args.seed)
             subjects.append((images, images.count))
     return subjects
+
+
+def ids_of_one_stage(subjects: list[tuple[ModelSamples | StoredImages, int]]) -> dict[str, Path]:
+    """The ids of the models, with their files, where two of them would have one name in a table; else none."""
+    models = {images.checkpoint.sha256: images.checkpoint for images, _ in subjects if isinstance(images, ModelSamples)}
+    stages = {model.stage for model in models.values()}
+    return {short_id(name): model.path for name, model in models.items()} if len(stages) < len(models) else {}
 
 
 def refuse_what_cannot_be_measured(subjects: list[tuple], reference: Reference, kid_only: bool) -> None:

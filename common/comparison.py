@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,19 +88,30 @@ def draw_column(
     return Column(checkpoint, settings, images, labels, network_calls, statistics.median(seconds) / count)
 
 
+def names_of(columns: list[Column]) -> list[str]:
+    """What each model is; where several are of one stage, also where they lie."""
+    count_of = Counter(column.name for column in columns)
+    paths = [column.checkpoint.path.with_suffix("") for column in columns]
+    return [
+        column.name if count_of[column.name] == 1 else f"{column.name} {path.parent.name}/{path.name}"
+        for column, path in zip(columns, paths, strict=True)
+    ]
+
+
 def comparison_table(columns: list[Column]) -> str:
     """Parameters, size, NFE, time, and the fidelity of each student to its teacher, as aligned text.
 
-    A student of another teacher, or without its teacher among the columns, has no fidelity.
+    A student without its teacher among the columns has no fidelity. Of several teachers, speed-ups are over the first.
     """
-    teacher = next((column for column in columns if not column.checkpoint.is_student), None)
+    teachers = {column.checkpoint.sha256: column for column in columns if not column.checkpoint.is_student}
+    first = next(iter(teachers.values()), None)
     header = ("model", "parameters", "MB", "NFE", "s/image", "speed-up", "MSE to teacher", "of variance")
     rows = []
-    for column in columns:
+    for name, column in zip(names_of(columns), columns, strict=True):
         speed_up, error, share = "", "", ""
-        if teacher:
-            speed_up = f"{teacher.seconds_per_image / column.seconds_per_image:.1f}x"
-        if teacher and column.checkpoint.header.get("teacher") == teacher.checkpoint.sha256:
+        if first:
+            speed_up = f"{first.seconds_per_image / column.seconds_per_image:.1f}x"
+        if teacher := teachers.get(column.checkpoint.header.get("teacher")):
             mse = F.mse_loss(column.images, teacher.images).item()
             variance = variance_around_class_mean(teacher.images, teacher.labels)
             error, share = f"{mse:.4f}", share_of_variance(mse, variance)
@@ -107,7 +119,7 @@ def comparison_table(columns: list[Column]) -> str:
         parameters = " + ".join(f"{count_values(model.model):,}" for model in models)
         size = " + ".join(f"{model.path.stat().st_size / 1e6:.2f}" for model in models)
         cost = (f"{column.network_calls:g}", f"{column.seconds_per_image:.4f}", speed_up)
-        rows.append((column.name, parameters, size, *cost, error, share))
+        rows.append((name, parameters, size, *cost, error, share))
     return text_table(header, rows)
 
 
@@ -132,9 +144,10 @@ def draw_comparison(columns: list[Column], path: Path, images_per_row: int) -> N
     panel_width = 4.2
     panel_height = panel_width * rows / images_per_row
     figure = Figure(figsize=(panel_width * len(columns), panel_height + 0.9), layout="constrained")
-    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axes, name, column in zip(panels, names_of(columns), columns, strict=True):
         axes.imshow(image_grid(column.images, images_per_row), interpolation="nearest")
-        axes.set_title(column.name, fontsize=15, fontweight="bold")
+        axes.set_title(name, fontsize=15 if name == column.name else 11, fontweight="bold")
         axes.set_xlabel("\n".join(cost_in_words(column, teacher_seconds)), fontsize=11)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

@@ -51,6 +51,15 @@ def test_a_checkpoint_is_measured_and_its_line_tells_how(compute_fid, results, m
     assert "few" in outcome.err and "no Inception Score" in outcome.err and line["inception_score"] is None
 
 
+def test_models_of_one_stage_are_told_apart(compute_fid, make_teacher):
+    teachers = [make_teacher(seed=seed) for seed in (1, 2)]
+    outcome = compute_fid(*teachers, *EULER)
+    for path in teachers:
+        name = f"`{load_checkpoint(path).sha256[:8]}`"
+        assert [line.split()[-1] for line in outcome.out.splitlines() if line.startswith(name)] == [str(path)]
+        assert sum(name in line and "teacher" in line.split()[0] for line in outcome.out.splitlines()) == 1
+
+
 def test_the_same_images_have_no_distance(compute_fid, results, image_folder):
     assert compute_fid(image_folder, "--num-samples", 200).status == 0
     (line,) = results()

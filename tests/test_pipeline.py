@@ -3,13 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from runs import MODELS, SHORT
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.noise import derive_seed
 from common.pairs import PairSet
 from common.presets import NETWORKS
@@ -57,6 +58,19 @@ def test_the_four_stages_and_the_comparison(pipeline, run_script):
     # Four evaluations of Adams, three of them guided.
     assert "7" in table[0] and "4" in table[1] and "1" in table[2]
     assert Image.open("figure.png").size[0] > 1000
+
+
+def test_a_comparison_tells_two_teachers_apart_and_finds_each_students_own(pipeline, run_script):
+    shutil.copy(MODELS[1], "checkpoints/copy.safetensors")
+    models = (Path("checkpoints/one_step/snapshots/other.safetensors"), *MODELS[:2], "checkpoints/copy.safetensors")
+    teacher = load_checkpoint(MODELS[0])
+    save_checkpoint(models[0], teacher.model, {**teacher.header, "step": 7})
+    result = run_script("sample.py", "--compare", *models, "--out", "several.png", "--num-images", 20)
+    assert result.status == 0, result.err
+    rows = [line.split("  ")[0] for line in result.out.splitlines()[2:6]]
+    assert rows[:2] == ["teacher snapshots/other", "teacher teacher/teacher"]
+    assert rows[2:] == ["four-step student four_step/four_step", "four-step student checkpoints/copy"]
+    assert [line.split()[-1].endswith("%") for line in result.out.splitlines()[2:6]] == [False, False, True, True]
 
 
 def test_the_held_out_report_is_that_of_its_definition(pipeline, run_script):
