@@ -59,18 +59,28 @@ def check_identity(state: dict, identity: dict, run: Path, is_own: bool) -> None
     arguments, earlier = identity["arguments"], ADDED_OPTIONS | state["identity"]["arguments"]
     for name, value in arguments.items():
         if earlier.get(name) != value:
+            difference = _difference(f"--{name.replace('_', '-')}", earlier.get(name), value)
             hint = " (or the same --preset)" if name in RECIPE_OPTIONS else ""
-            raise UserError(
-                f"the run in {run} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
-                f"give the same value{hint}, or {elsewhere}"
-            )
+            raise UserError(f"the run in {run} was {difference}{hint}, or {elsewhere}")
     for name, value in identity.items():
         before = state["identity"].get(name)
         if name != "arguments" and before != value:
             if name == "num_pairs" and before:
                 raise UserError(f"the run in {run} was made with {before:,} pairs: give --num-pairs {before}")
-            other = f"{'other' if name.endswith('s') else 'another'} {name.replace('_', ' ')}"
+            what = "images" if name == "images_sha256" else name.replace("_", " ")
+            other = f"{'other' if what.endswith('s') else 'another'} {what}"
             raise UserError(f"the run in {run} was made with {other}: {elsewhere}")
+
+
+def _difference(option: str, before: object, now: object) -> str:
+    """How a run was made, and what to give for it to go on."""
+    if option == "--data" and before is None:
+        return "trained on noise pairs: give --pairs"
+    if option == "--data" and now is None:
+        return "trained on images: leave out --pairs"
+    if isinstance(now, bool):
+        return f"made without {option}: leave it out" if now else f"made with {option}: give it"
+    return f"made with {option} {before}, not {now}: give the same value"
 
 
 def check_beginning(state: dict, header: dict, run: Path) -> None:

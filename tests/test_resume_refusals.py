@@ -1,5 +1,6 @@
 """What a run is not resumed with, and what it is resumed with in spite of a difference; nothing is spoiled."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,26 @@ def test_a_run_is_not_resumed_with_other_arguments(commands, run_script, tmp_pat
     result = run_script(script, *arguments, "--out", tmp_path / "run", "--network", '{"embedding_width": 32}')
     assert "was made with another network" in result.error_line
     assert folder_contents(tmp_path / "run") == before
+
+
+def test_a_run_is_not_resumed_on_other_images_or_on_pairs(commands, run_script, image_folder, tmp_path):
+    script, *arguments = commands["teacher"]
+    folder = tmp_path / "growing"
+    shutil.copytree(image_folder, folder)
+    run = (script, *arguments, "--data", "folder", "--data-dir", folder, "--out", tmp_path / "run")
+    assert run_script(*run, "--max-minutes", 1e-5).status == 0
+    assert (
+        "was made without --no-flips: leave it out, or use another --out" in run_script(*run, "--no-flips").error_line
+    )
+    reflow = (*commands["reflow"], "--out", tmp_path / "run")
+    assert "was trained on images: leave out --pairs, or" in run_script(*reflow).error_line
+    assert run_script(*reflow[:-1], tmp_path / "reflow", "--no-flips", "--max-minutes", 1e-5).status == 0
+    refused = run_script(script, *arguments, "--out", tmp_path / "reflow", "--no-flips")
+    assert "was trained on noise pairs: give --pairs, or use another --out" in refused.error_line
+    assert "was made with --no-flips: give it, or" in run_script(*reflow[:-1], tmp_path / "reflow").error_line
+    (image,) = list((folder / "circle").iterdir())[:1]
+    shutil.copy(image, folder / "square" / "another.png")
+    assert "was made with other images: use another --out" in run_script(*run).error_line
 
 
 def test_a_run_of_a_version_without_an_option_is_resumed_with_what_it_then_was(commands, run_script, tmp_path):
