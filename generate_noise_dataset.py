@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import command_line, sampling_arguments
+from common.checkpoint import Checkpoint
 from common.device import choose_device, choose_precision
 from common.files import folder_to_oneself, save_tensor_file
 from common.noise import BLOCK_SIZE
@@ -30,10 +31,9 @@ from common.pairs import (
     shard_paths,
     shard_tensors,
 )
-from common.sampling import draw_blocks
+from common.sampling import draw_blocks, flop_behind
 from common.solvers import FIXED_STEP_SOLVERS, grid_index, in_words, nearest_times
 from common.training_state import STATE_FILE
-from common.unet import count_forward_flop
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,21 +68,10 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     teacher = sampling_arguments.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
-    unfinished = teacher.header["step"] < teacher.header["arguments"].get("steps", 0)
-    if unfinished and (args.teacher.parent / STATE_FILE).is_file():  # and no snapshot, which stays as it is
-        print(
-            f"warning: {args.teacher} is paused after {teacher.header['step']:,} of "
-            f"{teacher.header['arguments']['steps']:,} steps; once it goes on, it is not the teacher of these pairs",
-            file=sys.stderr,
-        )
+    warn_of_a_paused_teacher(teacher)
     settings = sampling_arguments.sampling_settings(args, teacher, teacher.settings)
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
-    if keep_times and any(grid_index(time, keep_times) is None for time in TRAJECTORY_TIMES):
-        print(
-            f"warning: these pairs hold states at t = {in_words(keep_times)}, and four_step_student.py needs them at "
-            f"t = {in_words(TRAJECTORY_TIMES)}: every solver passes through these where --num-steps is a multiple of 4",
-            file=sys.stderr,
-        )
+    warn_of_missing_states(args.trajectory_times, keep_times)
 
     # Everything that the pairs are a function of, but for what rounding owes to the device and the batch size.
     recipe = {
@@ -96,8 +85,6 @@ def main() -> None:
         "class_names": teacher.class_names,
         "image_shape": list(teacher.model.config.image_shape),
     }
-    flop_per_call = count_forward_flop(teacher.model)
-    flop_per_guide_call = count_forward_flop(teacher.guide.model) if teacher.guide else 0
 
     # One shard after the other; what is there already is kept.
     with folder_to_oneself(args.out), tqdm(total=args.num_pairs, unit="pair", desc="noise pairs") as bar:
@@ -107,7 +94,7 @@ def main() -> None:
             if existing_count(path, recipe) >= count:
                 bar.update(count)
                 continue
-            pieces, flop = [], 0
+            batches = []
             for batch in draw_blocks(
                 teacher.model,
                 args.seed,
@@ -121,16 +108,40 @@ def main() -> None:
                 stream="pairs",
                 guide=teacher.guide_model,
             ):
-                pieces.append(batch)
-                own_calls = batch.network_calls - batch.guide_calls
-                flop += (own_calls * flop_per_call + batch.guide_calls * flop_per_guide_call) * len(batch.images)
+                batches.append(batch)
                 bar.update(len(batch.images))
-            header = {"start": start, "count": count, "flop": flop}
-            save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(pieces)})
+            header = {"start": start, "count": count, "flop": flop_behind(batches, teacher.model, teacher.guide_model)}
+            save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(batches)})
 
     held = sum(read_shard(path)["header"]["count"] for path in shard_paths(args.out))
     states = f"states at t = {in_words(keep_times)}" if keep_times else "no states"
     print(f"{args.out} holds {held:,} pairs of {args.teacher}: {settings.describe()}, {states}, {precision.name}")
+
+
+def warn_of_a_paused_teacher(teacher: Checkpoint) -> None:
+    """A snapshot of a run that goes on stays as it is; the weights of one that is only paused do not."""
+    step, steps = teacher.header["step"], teacher.header["arguments"].get("steps", 0)
+    if step < steps and (teacher.path.parent / STATE_FILE).is_file():
+        print(
+            f"warning: {teacher.path} is paused after {step:,} of {steps:,} steps; once it goes on, it is not the "
+            "teacher of these pairs",
+            file=sys.stderr,
+        )
+
+
+def warn_of_missing_states(wanted: list[float], kept: list[float]) -> None:
+    """Pairs without any states are for a one-step student, and need no warning."""
+    if not kept or all(grid_index(time, kept) is not None for time in TRAJECTORY_TIMES):
+        return
+    needed = in_words(TRAJECTORY_TIMES)
+    remedy = "every solver passes through these where --num-steps is a multiple of 4"
+    if not set(TRAJECTORY_TIMES) <= set(wanted):
+        remedy = "give these --trajectory-times, too"
+    print(
+        f"warning: these pairs hold states at t = {in_words(kept)}, and four_step_student.py needs them at "
+        f"t = {needed}: {remedy}",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from common.files import require_writable
 from common.noise import BLOCK_SIZE
 from common.presets import NETWORKS, TEACHER_RECIPES
 from common.results import append_result, read_results
-from common.sampling import Generated, SamplingSettings, draw_blocks
+from common.sampling import Generated, SamplingSettings, draw_blocks, flop_behind
 from common.solvers import FIXED_STEP_SOLVERS
-from common.unet import count_forward_flop
 
 
 def parse_args() -> argparse.Namespace:
@@ -112,12 +111,9 @@ def cost_of_an_image(
         return statistics.median(times[1:])
 
     image = drawn(1)
-    flop = (image.network_calls - image.guide_calls) * count_forward_flop(checkpoint.model)
-    if checkpoint.guide:
-        flop += image.guide_calls * count_forward_flop(checkpoint.guide.model)
     return {
         "nfe": image.network_calls,
-        "flop_per_image": flop,
+        "flop_per_image": flop_behind([image], checkpoint.model, checkpoint.guide_model),
         "milliseconds_alone": milliseconds(1),
         "milliseconds_in_a_batch": milliseconds(BLOCK_SIZE),
     }

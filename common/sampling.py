@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.flow import per_sample
 from common.noise import BLOCK_SIZE, sample_noise
 from common.solvers import SOLVERS, integrate, integration_steps, time_grid
+from common.unet import count_forward_flop
 
 GUIDANCE_INTERVAL = (0.1, 0.8)
 
@@ -246,6 +247,13 @@ def draw_blocks(
         size = min(batch_size, start + count - first)
         noise = sample_noise(seed, first, size, model.config.image_shape, stream)
         yield draw(model, noise, balanced_labels(classes, first, size), settings, keep_times, precision, guide)
+
+
+def flop_behind(batches: Sequence[Generated], model: nn.Module, guide: nn.Module | None = None) -> int:
+    """Floating-point operations of all network calls that made these batches, the guide's included."""
+    own_calls = sum(len(batch.images) * (batch.network_calls - batch.guide_calls) for batch in batches)
+    guide_calls = sum(len(batch.images) * batch.guide_calls for batch in batches)
+    return own_calls * count_forward_flop(model) + (guide_calls * count_forward_flop(guide) if guide else 0)
 
 
 def balanced_labels(classes: Sequence[int], start: int, count: int) -> Tensor | None:

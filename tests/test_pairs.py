@@ -134,6 +134,12 @@ def test_states_are_kept_at_the_solvers_times_nearest_to_those_asked_for(generat
     torch.testing.assert_close(batch.states, torch.stack(expected.states, dim=1), atol=5e-3, rtol=2e-3)
 
 
+def test_pairs_that_no_four_step_student_can_use_say_what_would_help(generate):
+    assert "give these --trajectory-times, too" in generate("few", "--trajectory-times", 0.5).err
+    assert "where --num-steps is a multiple of 4" in generate("coarse", "--num-steps", 6).err
+    assert "warning" not in generate("none", "--trajectory-times").err
+
+
 def test_times_that_the_solver_cannot_tell_apart_are_refused(generate, tmp_path):
     assert "2 steps do not pass through 3 times" in generate("pairs", "--num-steps", 2).error_line
     assert "1 steps do not" in generate("pairs", "--num-steps", 1).error_line
