@@ -52,10 +52,14 @@ def parse_args() -> argparse.Namespace:
         type=command_line.bounded(int, low=2),
         help="samples of each model (default: 50000), or a random subset of stored images (default: all of them)",
     )
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise, or of the subset")
-    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
+    parser.add_argument(
+        "--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise, or of the subset"
+    )
+    sampling_arguments.add_classes_argument(parser)
     parser.add_argument("--batch-size", type=command_line.COUNT, default=BLOCK_SIZE, help="samples drawn at a time")
-    parser.add_argument("--sweep", type=step_counts, metavar="1,2,4,...", help="run the teachers with each --num-steps")
+    parser.add_argument(
+        "--sweep", type=parse_step_counts, metavar="1,2,4,...", help="run the teachers with each --num-steps"
+    )
     parser.add_argument("--kid-only", action="store_true", help="KID alone, which few samples suffice for")
     group = parser.add_argument_group("reference")
     group.add_argument("--reference", default="cifar10", help="cifar10, cifar10-jpeg, an image folder, or an .npz")
@@ -73,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def step_counts(text: str) -> list[int]:
+def parse_step_counts(text: str) -> list[int]:
     """An argparse type: "1,2,4" to [1, 2, 4]."""
     return [command_line.COUNT(part) for part in text.split(",")]
 
@@ -134,14 +138,16 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
         raise UserError("classes and settings of the sampler are for checkpoints, and there is none among the inputs")
     if args.sweep and args.solver == "dopri5":
         raise UserError("dopri5 chooses its own steps: --sweep needs another --solver")
-    if args.sweep and not (all(is_model) and args.num_steps is None and not args.kid_only):
-        raise UserError(
-            "--sweep is of checkpoints, draws FID, and says how many steps: without --kid-only, --num-steps"
-        )
+    if args.sweep and not all(is_model):
+        raise UserError("--sweep needs checkpoints, and there are images among the inputs")
+    if args.sweep and args.num_steps is not None:
+        raise UserError("--sweep says how many steps: leave out --num-steps")
+    if args.sweep and args.kid_only:
+        raise UserError("--sweep draws FID: leave out --kid-only")
     if args.sweep and all(checkpoint.is_student for checkpoint in checkpoints):
         raise UserError("students have steps of their own: --sweep needs a teacher")
     if args.figure and not args.sweep:
-        raise UserError("--figure is of --sweep, which is not given")
+        raise UserError("--figure needs --sweep")
 
     subjects = []
     for checkpoint in checkpoints:
@@ -170,7 +176,9 @@ def refuse_what_cannot_be_measured(subjects: list[tuple], reference: Reference, 
     if kid_only and not reference.images:
         raise UserError(f"KID needs images to compare with, and {reference.name} has statistics only")
     if reference.statistics and len(reference.statistics.mean) != FEATURE_COUNT:
-        raise UserError(f"{reference.name} is of {len(reference.statistics.mean)} features, not {FEATURE_COUNT}")
+        raise UserError(
+            f"{reference.name} has statistics of {len(reference.statistics.mean)} features, not {FEATURE_COUNT}"
+        )
     if reference.images:
         refuse_too_few(reference.name, reference.count, kid_only)
     for images, _ in subjects:

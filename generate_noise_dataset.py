@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("noise_pairs"), help="folder of the shards")
     parser.add_argument("--num-pairs", type=command_line.COUNT, default=100_000, help="pairs in the whole set")
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
+    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise")
     parser.add_argument(
         "--batch-size",
         type=command_line.COUNT,

@@ -40,8 +40,8 @@ def parse_args() -> argparse.Namespace:
         type=command_line.bounded(int, low=1, high=32),
         help="pixels for a pixel of the PNG grid (default: 1)",
     )
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
-    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
+    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise")
+    sampling_arguments.add_classes_argument(parser)
     sampling_arguments.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)
     return parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
         raise UserError(f"--out must end in .png or .npz, not {args.out.name!r}")
     require_writable(args.out)
     if args.enlarge and (args.compare or args.out.suffix == ".npz"):
-        raise UserError("--enlarge is of a PNG grid: not for --compare, nor for .npz")
+        raise UserError("--enlarge works on a PNG grid only: not with --compare, nor for .npz")
     if args.compare:
         compare(args, precision)
         return

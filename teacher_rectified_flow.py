@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         type=changes_to(UNetConfig),
         default={},
         metavar="JSON",
-        help='changes to it: \'{"skips": "added"}\'',
+        help='changes to the preset\'s network: \'{"skips": "added"}\'',
     )
 
     group = add_data_arguments(parser)
@@ -62,7 +62,10 @@ def parse_args() -> argparse.Namespace:
         "--label-dropout", type=command_line.FRACTION, default=LABEL_DROPOUT, help="share trained without label"
     )
     group.add_argument(
-        "--time-distribution", choices=flow.TIME_DISTRIBUTIONS, default="logit-normal", help="of the training times"
+        "--time-distribution",
+        choices=flow.TIME_DISTRIBUTIONS,
+        default="logit-normal",
+        help="how the times t of the training loss are drawn",
     )
     group.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
 
@@ -99,7 +102,7 @@ def main() -> int:
         pairs.require_shape(config.image_shape)
         source = PairSource(pairs)
     elif args.num_pairs:
-        raise UserError("--num-pairs is of --pairs, which are not given")
+        raise UserError("--num-pairs needs --pairs")
     else:
         images = load_images(args.data, args.data_dir, config.image_size, args.crop)
         source = ImageSource(images, args.val_fraction, device)

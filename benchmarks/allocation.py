@@ -37,7 +37,9 @@ SETTINGS = {
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--preset", choices=NETWORKS, default="cpu", help="network and batch size")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the forward and backward passes")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="auto", help="arithmetic of the forward and backward passes"
+    )
     parser.add_argument("--steps", type=COUNT, default=12, help="steps that a process times, after 4 to warm up")
     parser.add_argument("--rounds", type=COUNT, default=3, help="processes of each setting")
     parser.add_argument("--measure", action="store_true", help="measure in this process, and print JSON")
@@ -71,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     args = parse_args()
     if platform.libc_ver()[0] != "glibc":
-        raise UserError("the setting is of glibc, which this system does not have")
+        raise UserError("the setting exists in glibc alone, which this system does not have")
     if args.measure:
         print(json.dumps(measure(args)))
         return

@@ -31,7 +31,7 @@ CLICK = """async alt => {
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--models", type=Path, default=Path("checkpoints/pretrained"), help="folder of the models")
-    parser.add_argument("--images", type=bounded(int, low=1, high=64), default=16, help="of each model")
+    parser.add_argument("--images", type=bounded(int, low=1, high=64), default=16, help="images of each model")
     parser.add_argument("--clicks", type=COUNT, default=20, help="that are timed")
     parser.add_argument("--requests", type=COUNT, default=200, help="after which memory is read for the last time")
     return parser.parse_args()

@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--fid-seeds", type=COUNT_OR_ZERO, nargs="*", default=[], help="sampling seeds of FID")
     guidance = {"choices": GUIDANCE, "default": ["classifier-free"], "metavar": "KIND"}
     parser.add_argument("--guidance", nargs="+", help="by which FID is measured", **guidance)
-    parser.add_argument("--reference", default="cifar10", help="of FID, as for compute_fid.py")
+    parser.add_argument("--reference", default="cifar10", help="reference of FID, as for compute_fid.py")
     parser.add_argument("--inception-weights", type=Path, help="as for compute_fid.py")
     return parser.parse_args()
 

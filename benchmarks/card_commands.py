@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--card", type=Path, default=CARD, help="Markdown page of the commands")
     share = bounded(float, low=SMALLEST_SHARE, high=1)
-    parser.add_argument("--share", type=share, default=0.1, help="of its steps and pairs")
+    parser.add_argument("--share", type=share, default=0.1, help="share of its steps and pairs")
     parser.add_argument("--data-dir", type=Path, default=Path("data/train"), help="folder of the training images")
     parser.add_argument("--out", type=Path, default=Path("card_run"), help="folder that all is made in")
     return parser.parse_args()

@@ -22,7 +22,7 @@ def guidance_section(results: Sequence[dict]) -> str:
     """`results`: at least one line of `compute_fid.py`, all of teachers. Raises UserError where they do not compare."""
     first = results[0]
     if any(result["stage"] != "teacher" for result in results):
-        raise UserError("docs/guidance.jsonl is of teachers alone")
+        raise UserError("docs/guidance.jsonl holds results of teachers alone")
     if any(result[name] != first[name] for result in results for name in SAME):
         raise UserError(f"the lines of docs/guidance.jsonl differ in one of {', '.join(SAME)}: they make no table")
     notes = NOTES.format(

@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("teacher", type=Path, help="checkpoint of stage 1")
     parser.add_argument("--num-samples", type=COUNT, default=200, help="images, and as many of mirrored noise")
-    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of the noise")
+    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="random seed of the noise")
     add_sampling_arguments(parser)
     add_device_arguments(parser)
     return parser.parse_args()

@@ -35,7 +35,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("models", nargs="+", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--preset", choices=NETWORKS, default="cpu", help="whose network the models have")
     parser.add_argument(
-        "--steps", type=command_line.bounded(int, low=10), default=50, help="of training, after 20 to warm up"
+        "--steps",
+        type=command_line.bounded(int, low=10),
+        default=50,
+        help="training steps to time, after 20 to warm up",
     )
     parser.add_argument("--repeats", type=command_line.COUNT, default=15, help="times that images are drawn")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append the result as a JSON line")

@@ -48,11 +48,13 @@ def parse_args() -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--judge", type=Path, required=True, help="checkpoint of feature_network.py")
-    parser.add_argument("--teacher", type=Path, help="of the students, where it is not judged itself")
+    parser.add_argument("--teacher", type=Path, help="the students' teacher, where it is not judged itself")
     parser.add_argument("--pairs", type=Path, help="folder of noise pairs of the students' teacher")
-    parser.add_argument("--num-samples", type=command_line.COUNT, default=10_000, help="of each model")
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="of the noise")
-    parser.add_argument("--data-dir", type=Path, help="of the judge's images (default: as it was given to the judge)")
+    parser.add_argument("--num-samples", type=command_line.COUNT, default=10_000, help="samples of each model")
+    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise")
+    parser.add_argument(
+        "--data-dir", type=Path, help="where the judge's images are (default: as it was given to the judge)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="append each result as a JSON line")
     parser.add_argument("--figures", type=Path, default=Path("samples"), help="folder for the figures")
     sampling_arguments.add_sampling_arguments(parser)

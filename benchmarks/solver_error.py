@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", help="(default: adams and edm-heun, each of 12 to 40 steps)", **how)
     parser.add_argument("--reference", default="edm-heun:100", help="what they are measured against", **how)
     parser.add_argument("--num-samples", type=COUNT, default=64, help="images by each solver")
-    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of the noise")
+    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="random seed of the noise")
     add_guidance_arguments(parser)
     add_device_arguments(parser)
     args = parser.parse_args()

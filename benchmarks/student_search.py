@@ -36,9 +36,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=STUDENTS, metavar="VARIANT", help="(default: all)")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/student_search"), help="folder of the runs")
     parser.add_argument("--rows", type=Path, default=Path("docs/student_search.jsonl"), help="file of rows")
-    parser.add_argument("--num-samples", type=COUNT, default=5000, help="of FID")
+    parser.add_argument("--num-samples", type=COUNT, default=5000, help="samples of each FID")
     parser.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=CHOOSING_SEED, help="sampling seed of FID")
-    parser.add_argument("--reference", default="cifar10", help="of FID, as for compute_fid.py")
+    parser.add_argument("--reference", default="cifar10", help="reference of FID, as for compute_fid.py")
     parser.add_argument("--inception-weights", type=Path, help="as for compute_fid.py")
     return parser.parse_args()
 

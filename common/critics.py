@@ -29,7 +29,9 @@ def add_critic_arguments(parser: command_line.ArgumentParser) -> None:
     group = parser.add_argument_group("critic")
     group.add_argument("--critic", choices=WEIGHTS, default="frechet", help="what compares the distributions")
     weights = ", ".join(f"{weight:g} for {name}" for name, weight in WEIGHTS.items())
-    group.add_argument("--critic-weight", type=command_line.POSITIVE, help=f"of its loss (default: {weights})")
+    group.add_argument(
+        "--critic-weight", type=command_line.POSITIVE, help=f"weight of the critic's loss (default: {weights})"
+    )
     group.add_argument(
         "--critic-share",
         type=command_line.FRACTION,
@@ -46,7 +48,9 @@ def add_critic_arguments(parser: command_line.ArgumentParser) -> None:
         type=command_line.COUNT,
         help=f"samples that frechet's moments run over (default: {USUAL_WINDOW})",
     )
-    group.add_argument("--data-dir", type=Path, help="of the real images (default: as it was given to the teacher)")
+    group.add_argument(
+        "--data-dir", type=Path, help="where the real images are (default: as it was given to the teacher)"
+    )
 
 
 def settle_critic_arguments(args: argparse.Namespace) -> None:
@@ -57,7 +61,7 @@ def settle_critic_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--critic score starts after {ScoreCritic.WARMUP_STEPS} steps: give more --steps")
     args.critic_images = args.critic_images or ("teacher" if args.critic == "score" else "real")
     if args.critic_images == "teacher" and args.data_dir:
-        raise UserError("--data-dir is of the real images: it goes with --critic-images real")
+        raise UserError("--data-dir needs --critic-images real")
     if args.critic != "frechet" and args.critic_window:
         raise UserError("--critic-window needs --critic frechet")
     if args.critic == "frechet":

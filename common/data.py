@@ -73,7 +73,7 @@ def load_images(name: str, path: str | Path, image_size: int = 32, crop: bool = 
     Raises UserError for data that is missing, unreadable or empty, and for `crop` of images that all have one size.
     """
     if crop and name != "folder":
-        raise UserError(f"--crop is of an image folder: {name} has images of one size")
+        raise UserError(f"--crop needs an image folder (--data folder): {name} has images of one size")
     if name == "cifar10":
         return _load_cifar10(Path(path), image_size)
     if name == "cifar10-jpeg":

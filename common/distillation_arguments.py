@@ -38,7 +38,9 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         help="checkpoints of feature_network.py, for --loss features and for a critic by features; of several, the "
         f"losses are the mean (default: {USUAL_FEATURE_NETWORK})",
     )
-    group.add_argument("--feature-weight", type=command_line.POSITIVE, help="of the features' distance (default: 0.15)")
+    group.add_argument(
+        "--feature-weight", type=command_line.POSITIVE, help="weight of the features' distance (default: 0.15)"
+    )
     group.add_argument("--no-flips", action="store_true", help="no joint mirroring of noise and images")
     group.add_argument(
         "--guide",

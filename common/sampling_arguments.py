@@ -24,6 +24,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, solvers: Iterable[st
     add_guidance_arguments(parser)
 
 
+def add_classes_argument(parser: argparse.ArgumentParser) -> None:
+    """For `chosen_classes`."""
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
+
+
 def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
     """What `add_sampling_arguments` adds beside the solver's."""
     group = parser.add_argument_group("guidance of the teacher")

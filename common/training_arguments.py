@@ -89,9 +89,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument(
         "--data", choices=DATA_SETS, help="data set; cifar10-jpeg: each image of CIFAR-10 through JPEG of quality 75"
     )
-    group.add_argument("--data-dir", type=Path, help="of CIFAR-10, or the image folder itself")
+    group.add_argument(
+        "--data-dir", type=Path, help="where CIFAR-10 is, or is downloaded to; or the image folder itself"
+    )
     group.add_argument("--crop", action="store_true", help="crop an image folder's centres instead of resizing")
-    group.add_argument("--val-fraction", type=FRACTION, help="of each class, never trained on")
+    group.add_argument("--val-fraction", type=FRACTION, help="share of each class that is held out, never trained on")
     group.add_argument("--no-flips", action="store_true", help="no horizontal mirroring")
     parser.set_defaults(**DATA_DEFAULTS)
     return group
@@ -101,7 +103,7 @@ def refuse_data_arguments(args: argparse.Namespace) -> None:
     """Of a run on noise pairs, which then records no images. Raises UserError where images were asked for, too."""
     for name, default in DATA_DEFAULTS.items():
         if getattr(args, name) != default:
-            raise UserError(f"--{name.replace('_', '-')} is of images, and --pairs takes their place: leave one out")
+            raise UserError(f"--{name.replace('_', '-')} is for training on images, not on --pairs: leave one out")
         setattr(args, name, None)
 
 
@@ -120,7 +122,7 @@ def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> 
         "--muon-momentum",
         type=bounded(float, low=0, high=0.999),
         default=recipe.muon_momentum,
-        help="of the gradients that muon follows; adamw has its own",
+        help="momentum of muon's gradients; adamw has its own",
     )
     group.add_argument(
         "--weight-decay", type=bounded(float, low=0), default=recipe.weight_decay, help="decoupled from the gradient"
@@ -145,7 +147,7 @@ def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> 
         metavar="DECAY",
         help="further averages, kept in files of their own",
     )
-    group.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="of initialisation, order and noise")
+    group.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="random seed of initialisation, order and noise")
 
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, default=Path(out), help="folder of the run; the same command resumes it")

@@ -89,8 +89,9 @@ def test_settings_that_contradict_each_other_are_refused(compute_fid, make_teach
     teacher = make_teacher()
     for arguments in (("--num-steps", 4), ("--classes", "heart")):
         assert "none among the inputs" in compute_fid(image_folder, *arguments).error_line
-    for arguments in ((image_folder,), (teacher, "--num-steps", 3), (teacher, "--kid-only")):
-        assert "--sweep is of checkpoints" in compute_fid(*arguments, "--sweep", "1,2").error_line
+    cases = {"needs checkpoints": (image_folder,), "--num-steps": (teacher, "--num-steps", 3)}
+    for message, arguments in (cases | {"leave out --kid-only": (teacher, "--kid-only")}).items():
+        assert message in compute_fid(*arguments, "--sweep", "1,2").error_line
     assert "dopri5 chooses" in compute_fid(teacher, "--sweep", "1,2", "--solver", "dopri5").error_line
     assert "another --reference-name" in compute_fid(teacher, "--reference-name", "cifar10").error_line
     assert "'x' is not a whole number" in compute_fid(teacher, "--sweep", "1,x").error_line

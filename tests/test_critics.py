@@ -95,7 +95,10 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     assert "is a teacher" in finish("--student", make_teacher()).error_line
     save_students(tmp_path / "elsewhere", make_teacher())
     assert "is no student of" in finish("--student", tmp_path / "elsewhere" / "student.safetensors").error_line
-    assert "--data-dir is of the real" in finish("--critic-images", "teacher", "--data-dir", image_folder).error_line
+    assert (
+        "--data-dir needs --critic-images real"
+        in finish("--critic-images", "teacher", "--data-dir", image_folder).error_line
+    )
     assert "teacher's images alone" in finish("--critic", "score", "--critic-images", "real").error_line
     assert "teacher's images alone" in finish("--critic", "score", "--data-dir", image_folder).error_line
     assert "starts after 200 steps" in finish("--critic", "score").error_line
