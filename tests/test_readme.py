@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, SMALL_CONFIG
 
 from benchmarks.card_commands import arguments_of, blocks_of, commands_of
@@ -77,14 +78,25 @@ def test_every_command_runs(run_script, image_folder, random_inception, tmp_path
             assert result.status == 0, (command, result.err)
         elif command[0] == "cp":
             snapshot, guide = command[1:]
-            assert Path(snapshot).parent == Path("checkpoints/teacher/snapshots")
-            shutil.copy("checkpoints/teacher/teacher.safetensors", guide)  # a run of two steps has no snapshot
+            run, snapshots = Path(guide).parent, Path(snapshot).parent
+            assert snapshots == run / "snapshots"
+            shutil.copy(run / "teacher.safetensors", guide)  # a run of two steps has no snapshot
         elif command[0] == "make":
             dry_run(*command[1:])
         else:
             # The app has tests of its own; the environment is the one that this runs in.
             assert command in (["streamlit", "run", "app.py"], ["source", ".venv/bin/activate"])
     assert seen == {path.name for path in ROOT.glob("*.py")} - {"app.py"}
+
+
+def test_the_models_can_be_used_from_python_as_the_readme_says(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    exec(code.replace(" 128,", " 2,"), names)  # nothing but what stands in the README
+    assert names["images"].shape == (2, 3, 32, 32) and names["images"].dtype == torch.uint8
+    assert names["frogs"].labels.tolist() == [names["student"].class_names.index("frog")] * 8
+    assert (names["frogs"].network_calls, names["frogs"].guide_calls) == (33, 13)
 
 
 def dry_run(*targets: str) -> str:
