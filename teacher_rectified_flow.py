@@ -107,8 +107,7 @@ def main() -> int:
         images = load_images(args.data, args.data_dir, config.image_size, args.crop)
         source = ImageSource(images, args.val_fraction, device)
     order = EpochOrder(source.training_count, args.batch_size, args.seed)
-    has_classes = len(source.class_names) > 1 and not args.unconditional
-    class_names = source.class_names if has_classes else []
+    class_names = [] if args.unconditional else source.class_names
 
     # Model
     torch.manual_seed(derive_seed("weights", args.seed))

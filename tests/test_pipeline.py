@@ -94,15 +94,6 @@ def test_unconditional_training(run_script, image_folder, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "teacher.safetensors").class_names == []
 
 
-def test_a_teacher_of_one_class_has_none_and_is_not_guided(run_script, image_folder, tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "all").symlink_to(image_folder / "circle")
-    data = ("--preset", "tiny", "--data", "folder", "--data-dir", tmp_path / "photos", "--batch-size", 4)
-    assert run_script("teacher_rectified_flow.py", *data, *SHORT, "--out", tmp_path / "run").status == 0
-    teacher = load_checkpoint(tmp_path / "run" / "teacher.safetensors")
-    assert teacher.class_names == [] and teacher.settings.guidance_scale == 1
-
-
 def test_reflow_starts_from_the_teacher(pipeline, run_script):
     arguments = ("--preset", "tiny", "--pairs", "noise_pairs", "--time-distribution", "u-shaped", "--init", MODELS[0])
     assert run_script("teacher_rectified_flow.py", *arguments, *SHORT, "--out", "reflow").status == 0
