@@ -98,9 +98,9 @@ def split_held_out(data: ImageData, fraction: float) -> tuple[ImageData, ImageDa
 def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple[ImageData, ImageData]:
     """(training, held out) of the checkpoint at `path`, by its header; `folder`, where they have been moved.
 
-    Of a checkpoint of JPEG files it may be the folder of CIFAR-10 itself, which is then compressed in memory; of one of
-    CIFAR-10, an image folder that holds the same images. Raises UserError where other images are found there than it
-    was trained on.
+    Of a checkpoint of JPEG files it may be the folder of CIFAR-10 itself, which is then compressed in memory; of
+    one of CIFAR-10 that was compressed in memory, a folder of such files. Raises UserError where other images are found
+    there than it was trained on.
     """
     arguments = header["arguments"]
     hint = "" if folder else ": give --data-dir"
@@ -109,7 +109,7 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
         raise UserError(f"the images that trained {path} are not in {folder}{hint}")
     if name == "folder" and (folder / CIFAR10.base_folder).is_dir():
         name = "cifar10-jpeg"
-    elif name in CIFAR10_NAMES and _is_image_folder(folder):
+    elif name == "cifar10-jpeg" and holds_pictures(folder):
         name = "folder"
     crop = arguments["crop"] and name == "folder"
     data = load_images(name, folder, header["config"]["image_size"], crop)
@@ -121,10 +121,6 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
 def _load_cifar10(path: Path, image_size: int) -> ImageData:
     if image_size != 32:
         raise UserError(f"CIFAR-10 images are 32 x 32, the model wants {image_size} x {image_size}")
-    if _is_image_folder(path):  # a download would add a class to it
-        raise UserError(
-            f"{path} is a folder of images: --data folder trains on them; CIFAR-10 needs another --data-dir"
-        )
     try:
         data = CIFAR10(path, train=True, download=True)
     except (OSError, RuntimeError) as error:
@@ -136,10 +132,12 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
     return ImageData(images, torch.tensor(data.targets), list(data.classes))
 
 
-def _is_image_folder(path: Path) -> bool:
-    """Whether pictures lie in the folder's sub-folders, and CIFAR-10 does not."""
-    has_pictures = any(is_image_file(file.name) for file in path.glob("*/*"))
-    return has_pictures and not (path / CIFAR10.base_folder).is_dir()
+def holds_pictures(path: Path) -> bool:
+    """Whether there are pictures in a folder or its sub-folders, and CIFAR-10 is not."""
+    if (path / CIFAR10.base_folder).is_dir() or (path / CIFAR10.filename).is_file():
+        return False
+    files = (file for pattern in ("*", "*/*") for file in path.glob(pattern))
+    return any(is_image_file(file.name) and file.is_file() for file in files)
 
 
 def _compressed(data: ImageData) -> ImageData:

@@ -118,13 +118,6 @@ def test_cifar10_without_a_network_says_which_file_to_put_where(tmp_path, monkey
     assert str(tmp_path / "here") in str(caught.value)
 
 
-def test_cifar10_is_not_downloaded_into_a_folder_of_images(tmp_path):
-    write(tmp_path / "mine", "cats/one.png", Image.new("RGB", (32, 32)))
-    with pytest.raises(UserError, match="mine is a folder of images: --data folder trains on them"):
-        load_images("cifar10", tmp_path / "mine")
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["cats"]
-
-
 def test_cifar10_is_torchvisions_in_the_projects_layout(tmp_path, monkeypatch):
     """Torchvision's loader is replaced by one with the same attributes: the archive is 170 MB."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
