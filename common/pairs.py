@@ -64,8 +64,12 @@ def read_shard(path: Path) -> dict:
 
 
 def recipe_of(header: dict) -> dict:
-    """What all shards of a set have in common: the header without the shard's own place in the set."""
-    return {key: value for key, value in header.items() if key not in ("start", "count", "flop")}
+    """What all shards of a set have in common: the header without the shard's own place in the set.
+
+    Its settings are as this version would write them: earlier ones kept an interval that guided nothing.
+    """
+    recipe = {key: value for key, value in header.items() if key not in ("start", "count", "flop")}
+    return recipe | {"sampling": SamplingSettings(**recipe["sampling"]).to_dict()}
 
 
 def existing_count(path: Path, recipe: dict) -> int:
@@ -179,7 +183,9 @@ class PairSet:
         Their number may differ, the states on the way that are kept, and the arithmetic, which only rounds otherwise.
         """
         apart = {"precision": None, "trajectory_times": None}
-        theirs, ours = ({**(header or {}), **apart} for header in (student.get("pairs"), self.header))
+        if not student.get("pairs"):
+            return False
+        theirs, ours = ({**recipe, **apart} for recipe in (recipe_of(student["pairs"]), self.header))
         return canonical_json(theirs) == canonical_json(ours)
 
     def require_student(self, student: Checkpoint) -> None:

@@ -141,7 +141,8 @@ class TrainingRun:
             return out
         if (out / COMPACT_FILE).is_file():  # from which it would end as another run, in place of its own weights
             raise UserError(
-                f"of the run in {out} only the compact state is left: --branch-from {out}, to another --out"
+                f"of the run in {out} only the compact state is left: --branch-from {out} to another --out, and with "
+                "more --steps where it was finished"
             )
         if self.weights_path.exists():
             raise UserError(

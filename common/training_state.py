@@ -31,7 +31,7 @@ def load_training_state(path: Path) -> dict:
 
 
 def find_training_state(run: Path) -> Path:
-    """The file in a run's folder from which it goes on: the whole state or, where that is lost, the compact one."""
+    """The file in a run's folder to branch from: the whole state or, where that is lost, the compact one."""
     whole, compact = run / STATE_FILE, run / COMPACT_FILE
     return compact if compact.is_file() and not whole.is_file() else whole
 
@@ -57,8 +57,9 @@ def check_identity(state: dict, identity: dict, run: Path, is_own: bool) -> None
     """
     elsewhere = "use another --out" if is_own else "branch from another run"
     arguments, earlier = identity["arguments"], ADDED_OPTIONS | state["identity"]["arguments"]
+    idle = idle_options(arguments)
     for name, value in arguments.items():
-        if earlier.get(name) != value:
+        if earlier.get(name) != value and name not in idle:
             difference = _difference(f"--{name.replace('_', '-')}", earlier.get(name), value)
             hint = " (or the same --preset)" if name in RECIPE_OPTIONS else ""
             raise UserError(f"the run in {run} was {difference}{hint}, or {elsewhere}")
@@ -72,6 +73,16 @@ def check_identity(state: dict, identity: dict, run: Path, is_own: bool) -> None
             raise UserError(f"the run in {run} was made with {other}: {elsewhere}")
 
 
+def idle_options(arguments: dict) -> set[str]:
+    """Those that do nothing in a run with these arguments: earlier versions took and recorded them."""
+    idle = set()
+    if arguments.get("unconditional"):
+        idle.add("label_dropout")
+    if arguments["optimizer"] != "muon":
+        idle.add("muon_momentum")
+    return idle
+
+
 def _difference(option: str, before: object, now: object) -> str:
     """How a run was made, and what to give for it to go on."""
     if option == "--data" and before is None:
@@ -79,7 +90,11 @@ def _difference(option: str, before: object, now: object) -> str:
     if option == "--data" and now is None:
         return "trained on images: leave out --pairs"
     if isinstance(now, bool):
-        return f"made without {option}: leave it out" if now else f"made with {option}: give it"
+        return f"made with {option}: give it" if before else f"made without {option}: leave it out"
+    if before is None:
+        return f"made without {option}: leave it out"
+    if now is None:
+        return f"made with {option} {before}: give it"
     return f"made with {option} {before}, not {now}: give the same value"
 
 

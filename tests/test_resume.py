@@ -190,7 +190,7 @@ def test_a_run_goes_on_from_a_compact_state_where_the_whole_one_is_lost(commands
     assert "cannot be prolonged" in run_script(*prolonged, "--out", tmp_path / "refused").error_line
     (trunk / STATE_FILE).unlink()
     before = sha256(trunk / "teacher.safetensors")
-    assert f"--branch-from {trunk}, to another --out" in run_script(script, *arguments, *first).error_line
+    assert f"--branch-from {trunk} to another --out" in run_script(script, *arguments, *first).error_line
     assert sha256(trunk / "teacher.safetensors") == before and not (trunk / STATE_FILE).exists()
     assert run_script(*prolonged, "--out", tmp_path / "unbroken").status == 0
     paused = run_script(*prolonged, "--max-minutes", 1e-5, "--out", tmp_path / "stopped")

@@ -66,6 +66,17 @@ def test_a_run_of_a_version_without_an_option_is_resumed_with_what_it_then_was(c
     assert run_script(script, *arguments, "--out", tmp_path / "run").status == 0
 
 
+def test_options_that_did_nothing_do_not_keep_a_run_from_going_on(commands, run_script, tmp_path):
+    """Earlier versions took and recorded them."""
+    script, *arguments = commands["teacher"]
+    run = (script, *arguments, "--unconditional", "--optimizer", "adamw", "--out", tmp_path / "run")
+    run_script(*run, "--max-minutes", 1e-5)
+    state = load_training_state(tmp_path / "run" / STATE_FILE)
+    state["identity"]["arguments"] |= {"muon_momentum": 0.7, "label_dropout": 0.3}
+    save_tensor_file(tmp_path / "run" / STATE_FILE, state)
+    assert run_script(*run).status == 0
+
+
 def test_a_run_is_not_resumed_with_another_network(commands, run_script, tmp_path, monkeypatch):
     """A newer version of the project may have another network under a preset's name."""
     script, *arguments = commands["teacher"]
