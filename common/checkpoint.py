@@ -52,14 +52,15 @@ class Checkpoint:
     def settings(self) -> SamplingSettings:
         """How a student is run, or how a teacher is run by default.
 
-        A teacher of noise pairs (reflow) is not guided without a guide: the images that it learned from are, where
-        guidance was wanted.
+        Without a guide, a teacher of noise pairs (reflow) is not guided: the images that it learned from are, where
+        guidance was wanted. Nor is one of a single class, which would be pushed away from itself.
         """
         if self.is_student:
             return student_settings(self.stage)
         if self.guide:
             return AUTOGUIDED
-        return CLASSIFIER_FREE if self.supports_guidance and "pairs" not in self.header else UNGUIDED
+        has_use = len(self.class_names) > 1 and "pairs" not in self.header
+        return CLASSIFIER_FREE if self.supports_guidance and has_use else UNGUIDED
 
     @property
     def guide_model(self) -> UNet | None:

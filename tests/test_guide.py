@@ -81,6 +81,13 @@ def test_the_guide_beside_a_teacher_guides_it_unless_something_else_is_asked_for
     assert "CFG 2 for t in [0.1, 0.8]" in alone  # a guide does not guide itself
 
 
+def test_a_teacher_of_one_class_is_not_guided_away_from_itself(make_teacher, run_script, tmp_path):
+    teacher = make_teacher(config=replace(SMALL_CONFIG, num_classes=1))
+    drawing = ("sample.py", teacher, "--num-images", 2, "--num-steps", 2, "--out", tmp_path / "one.png")
+    assert "adams 2, NFE 2" in run_script(*drawing).out
+    assert "CFG 3" in run_script(*drawing, "--guidance-scale", 3).out
+
+
 def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide, tmp_path, monkeypatch):
     teacher, guide = teacher_and_guide
     making = ("generate_noise_dataset.py", "--teacher", teacher, "--num-pairs", 20, "--num-steps", 4, "--out", tmp_path)
