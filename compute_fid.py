@@ -114,7 +114,7 @@ def main() -> None:
             if args.output and not append_result(args.output, result):
                 print(f"{args.output} has this result of {images.name} already", file=sys.stderr)
     finally:  # also what was measured before something went wrong
-        ids = ids_of_one_stage(subjects)
+        ids = ids_of_one_stage(subjects[: len(results)])
         for group in comparable_groups(results):
             print(f"\n{group_title(group)}\n{text_table(*table_of(group, with_times=True, with_ids=bool(ids)))}")
         for name, path in ids.items():
@@ -149,9 +149,12 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
     if args.figure and not args.sweep:
         raise UserError("--figure needs --sweep")
 
+    settings_of = [
+        sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings) for checkpoint in checkpoints
+    ]
+    sampling_arguments.refuse_interval_without_guidance(args, settings_of)
     subjects = []
-    for checkpoint in checkpoints:
-        settings = sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings)
+    for checkpoint, settings in zip(checkpoints, settings_of, strict=True):
         classes = sampling_arguments.chosen_classes(args.classes, checkpoint)
         step_counts = args.sweep if args.sweep and not checkpoint.is_student else [settings.num_steps]
         for num_steps in step_counts:

@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.files import require_writable, write_bytes
 from common.images import enlarged, image_grid, npz_bytes, save_picture
 from common.noise import BLOCK_SIZE
-from common.pairs import how_guided
+from common.pairs import how_guided, recipe_of
 from common.sampling import SamplingSettings, balanced_labels, draw_blocks
 
 
@@ -62,6 +62,7 @@ def main() -> None:
     checkpoint = sampling_arguments.load_guided(args.checkpoint, args, precision.device)
     sampling_arguments.refuse_settings_for_students(args, [checkpoint])
     settings = sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings)
+    sampling_arguments.refuse_interval_without_guidance(args, [settings])
     classes = sampling_arguments.chosen_classes(args.classes, checkpoint)
     batches = draw_blocks(
         checkpoint.model,
@@ -96,13 +97,17 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     sampling_arguments.refuse_settings_for_students(args, checkpoints)
     recipes = recipes_of_teachers(checkpoints)
     classes = sampling_arguments.chosen_classes(args.classes, checkpoints[0])
-    columns = []
-    for checkpoint in tqdm(checkpoints, desc="sampling", unit="model"):
+    settings = []
+    for checkpoint in checkpoints:
         base, recipe = checkpoint.settings, recipes.get(checkpoint.sha256)
         if recipe:
             base = settings_of_pairs(recipe, checkpoint, args)
-        settings = sampling_arguments.sampling_settings(args, checkpoint, base)
-        columns.append(draw_column(checkpoint, settings, args.seed, args.num_images, classes, precision))
+        settings.append(sampling_arguments.sampling_settings(args, checkpoint, base))
+    sampling_arguments.refuse_interval_without_guidance(args, settings)
+    columns = [
+        draw_column(checkpoint, how, args.seed, args.num_images, classes, precision)
+        for checkpoint, how in zip(tqdm(checkpoints, desc="sampling", unit="model"), settings, strict=True)
+    ]
     print(comparison_table(columns))
     draw_comparison(columns, args.out, images_per_row=args.columns)
     print(f"{args.out}: {args.num_images} images of each model, seed {args.seed}, {precision.device}, {precision.name}")
@@ -116,7 +121,7 @@ def recipes_of_teachers(checkpoints: list[Checkpoint]) -> dict[str, dict]:
     teachers = {checkpoint.sha256 for checkpoint in checkpoints if not checkpoint.is_student}
     recipes: dict[str, dict] = {}
     for student in (checkpoint for checkpoint in checkpoints if checkpoint.header.get("teacher") in teachers):
-        pairs = student.header["pairs"]
+        pairs = recipe_of(student.header["pairs"])
         recipe = recipes.setdefault(student.header["teacher"], pairs)
         if any(recipe.get(part) != pairs.get(part) for part in ("sampling", "guide")):
             raise UserError(

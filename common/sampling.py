@@ -79,10 +79,10 @@ class SamplingSettings:
         return f"{', '.join([steps, *guidance])} for t in [{low:g}, {high:g}]"
 
 
+# How teachers are run by default: without any guidance, guided by themselves without labels, and by a guide.
 UNGUIDED = SamplingSettings()
 CLASSIFIER_FREE = SamplingSettings(guidance_scale=2.0)
 AUTOGUIDED = SamplingSettings(guide_scale=2.0)
-"""How a teacher is run by default, of which each has its own: 20 steps, guided in the middle of the flow."""
 
 
 class GuidedVelocity:

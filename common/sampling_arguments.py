@@ -120,8 +120,6 @@ def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: Sa
             raise UserError(f"{checkpoint.path} was not trained with label dropout: it can only do --guidance-scale 1")
         usual["guidance_scale"] = 1.0
     settings = replace(base, **(usual | given))
-    if args.guidance_interval and not settings.is_guided:
-        raise UserError(f"--guidance-interval needs guidance, and {checkpoint.path} is run without")
     if settings.solver == "dopri5" and args.num_steps is not None:
         raise UserError("dopri5 chooses its own steps: leave out --num-steps")
     return settings
@@ -146,6 +144,12 @@ def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence
             f"{first.path} is a {first.stage} student, which is always run as {first.settings.describe()}: solver, "
             "steps and guidance can be set for teachers alone"
         )
+
+
+def refuse_interval_without_guidance(args: argparse.Namespace, settings: Iterable[SamplingSettings]) -> None:
+    """Raises UserError where `--guidance-interval` was given and none of these is guided."""
+    if args.guidance_interval and not any(each.is_guided for each in settings):
+        raise UserError("--guidance-interval needs guidance (--guide or --guidance-scale), and there is none")
 
 
 def chosen_classes(names: Sequence[str] | None, checkpoint: Checkpoint) -> list[int]:

@@ -91,7 +91,10 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("sample.py", MODELS[0], "--out", "cut.safetensors/picture.png"), "cannot write"),
         (("sample.py", MODELS[0], "--out", "folder.png"), "cannot write folder.png"),
         (("sample.py", MODELS[0], "--guidance-interval", 0.9, 0.1), "guidance interval"),
-        (("sample.py", MODELS[0], "--guidance-scale", 1, "--guidance-interval", 0.2, 0.5), "needs guidance, and"),
+        (
+            ("sample.py", MODELS[0], "--guidance-scale", 1, "--guidance-interval", 0.2, 0.5),
+            "--guidance-interval needs",
+        ),
         (("sample.py", MODELS[0], "--device", "cuda:99"), "no device"),
         (("sample.py", MODELS[2], "--num-steps", 9), "is a one_step student"),
         (("sample.py", "--compare", MODELS[0], "missing"), "there is no checkpoint"),
@@ -114,6 +117,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
             ("teacher_rectified_flow.py", "--pairs", "noise_pairs", "--data", "shapes", *SHORT),
             "--data is for training on images",
         ),
+        (("teacher_rectified_flow.py", "--data-dir", image_folder, *SHORT), "holds pictures: add --data folder, or"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
         (("teacher_rectified_flow.py", "--data", "shapes", "--crop", "--out", "s", *SHORT), "--crop needs an image"),
         (
