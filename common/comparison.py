@@ -1,6 +1,8 @@
 """Models side by side from the same noise: what each makes of it, at what cost, and how close it is to the teacher."""
 
+import os
 import statistics
+import textwrap
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -21,6 +23,9 @@ from common.sampling import SamplingSettings, balanced_labels, draw_blocks
 from common.stages import STAGES
 from common.tables import text_table
 from common.unet import count_values
+
+PLACE_WIDTH = 48
+"""Characters of a path that fit under a panel of the figure."""
 
 
 @dataclass
@@ -88,14 +93,16 @@ def draw_column(
     return Column(checkpoint, settings, images, labels, network_calls, statistics.median(seconds) / count)
 
 
-def names_of(columns: list[Column]) -> list[str]:
-    """What each model is; where several are of one stage, also where they lie."""
+def places_of(columns: list[Column]) -> list[str]:
+    """Where several models are of one stage, the part of each one's path that the others do not share; else nothing."""
     count_of = Counter(column.name for column in columns)
-    paths = [column.checkpoint.path.with_suffix("") for column in columns]
-    return [
-        column.name if count_of[column.name] == 1 else f"{column.name} {path.parent.name}/{path.name}"
-        for column, path in zip(columns, paths, strict=True)
-    ]
+    places = []
+    for column in columns:
+        alike = [other.checkpoint.path.absolute() for other in columns if other.name == column.name]
+        shared = os.path.commonpath([path.parent for path in alike])
+        place = column.checkpoint.path.absolute().relative_to(shared).with_suffix("")
+        places.append(str(place) if count_of[column.name] > 1 else "")
+    return places
 
 
 def comparison_table(columns: list[Column]) -> str:
@@ -107,7 +114,7 @@ def comparison_table(columns: list[Column]) -> str:
     first = next(iter(teachers.values()), None)
     header = ("model", "parameters", "MB", "NFE", "s/image", "speed-up", "MSE to teacher", "of variance")
     rows = []
-    for name, column in zip(names_of(columns), columns, strict=True):
+    for place, column in zip(places_of(columns), columns, strict=True):
         speed_up, error, share = "", "", ""
         if first:
             speed_up = f"{first.seconds_per_image / column.seconds_per_image:.1f}x"
@@ -119,7 +126,7 @@ def comparison_table(columns: list[Column]) -> str:
         parameters = " + ".join(f"{count_values(model.model):,}" for model in models)
         size = " + ".join(f"{model.path.stat().st_size / 1e6:.2f}" for model in models)
         cost = (f"{column.network_calls:g}", f"{column.seconds_per_image:.4f}", speed_up)
-        rows.append((name, parameters, size, *cost, error, share))
+        rows.append((f"{column.name} {place}".strip(), parameters, size, *cost, error, share))
     return text_table(header, rows)
 
 
@@ -145,10 +152,11 @@ def draw_comparison(columns: list[Column], path: Path, images_per_row: int) -> N
     panel_height = panel_width * rows / images_per_row
     figure = Figure(figsize=(panel_width * len(columns), panel_height + 0.9), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axes, name, column in zip(panels, names_of(columns), columns, strict=True):
+    for axes, place, column in zip(panels, places_of(columns), columns, strict=True):
         axes.imshow(image_grid(column.images, images_per_row), interpolation="nearest")
-        axes.set_title(name, fontsize=15 if name == column.name else 11, fontweight="bold")
-        axes.set_xlabel("\n".join(cost_in_words(column, teacher_seconds)), fontsize=11)
+        axes.set_title(column.name, fontsize=15, fontweight="bold")
+        lines = [*textwrap.wrap(place, PLACE_WIDTH), *cost_in_words(column, teacher_seconds)]
+        axes.set_xlabel("\n".join(lines), fontsize=11)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     with atomic_write(path) as temporary:

@@ -68,8 +68,8 @@ def test_a_comparison_tells_two_teachers_apart_and_finds_each_students_own(pipel
     result = run_script("sample.py", "--compare", *models, "--out", "several.png", "--num-images", 20)
     assert result.status == 0, result.err
     rows = [line.split("  ")[0] for line in result.out.splitlines()[2:6]]
-    assert rows[:2] == ["teacher snapshots/other", "teacher teacher/teacher"]
-    assert rows[2:] == ["four-step student four_step/four_step", "four-step student checkpoints/copy"]
+    assert rows[:2] == ["teacher one_step/snapshots/other", "teacher teacher/teacher"]
+    assert rows[2:] == ["four-step student four_step/four_step", "four-step student copy"]
     assert [line.split()[-1].endswith("%") for line in result.out.splitlines()[2:6]] == [False, False, True, True]
 
 
