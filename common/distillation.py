@@ -94,7 +94,7 @@ class Distillation:
     def require_own_student(self, student: Checkpoint) -> None:
         """Raises UserError for a student of another teacher or other pairs, or that has seen what is held out now."""
         if student.header.get("teacher") != self.teacher.sha256:
-            raise UserError(f"{student.path} is no student of {self.args.teacher}")
+            raise UserError(f"{student.path} is no student of {self.args.teacher}: give its own --teacher")
         self.pairs.require_student(student)
         self.pairs.require_held_out_unseen(student.header, student.path)
 
