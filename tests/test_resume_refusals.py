@@ -107,6 +107,8 @@ def test_a_run_is_not_resumed_from_other_initial_weights(commands, run_script, t
     save_model(tmp_path / "second.safetensors", "one_step", 2, arguments={})
     run = (script, *arguments, "--out", tmp_path / "run")
     assert run_script(*run, "--init", tmp_path / "first.safetensors", "--max-minutes", 1e-5).status == 0
+    refused = run_script(*run, "--student-network", "tiny").error_line
+    assert "was made without --student-network: leave it out, or use another --out" in refused
     assert "began at other weights" in run_script(*run, "--init", tmp_path / "second.safetensors").error_line
     first = load_header(tmp_path / "run" / "student.safetensors")["initial"]
     assert run_script(*run).status == 0
