@@ -1,7 +1,7 @@
 """How a model came to be: the training runs behind its weights, one after the other, by their headers."""
 
-LOSSES = ("loss", "feature_weight", "critic", "critic_images", "critic_weight")
-"""The arguments that say by what a student was trained."""
+LOSSES = ("loss", "feature_weight", "critic", "critic_images", "critic_weight", "no_flips")
+"""The arguments that say by what a student was trained, the last of them on which pairs."""
 
 
 def lineage(header: dict) -> list[dict]:
@@ -28,7 +28,8 @@ def losses_in_words(run: dict) -> str:
     features = f" + {run['feature_weight']:g} features" if run["loss"] == "features" else ""
     critic = f" + {run['critic_weight']:g} {run['critic']} ({run['critic_images']} images)" if run["critic"] else ""
     networks = f" by {run['num_networks']} networks" if run.get("num_networks", 1) > 1 else ""
-    return pixels + features + critic + networks
+    flips = ", no mirrored pairs" if run.get("no_flips") else ""
+    return pixels + features + critic + networks + flips
 
 
 def feature_networks(header: dict) -> dict[str, int]:

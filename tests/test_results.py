@@ -88,9 +88,9 @@ def test_a_row_shows_the_figures_and_leaves_out_what_there_is_not():
     assert shown["run"] == "euler 4, CFG 2 for t in [0.1, 0.8]"
     assert run_of(result(stage=None, solver=None)) == ""
     run = {"loss": "l2", "feature_weight": None, "critic": None}
-    finished = result(stage="one_step", training_runs=[run, run | {"loss": "pseudo-huber"}])
+    finished = result(stage="one_step", training_runs=[run, run | {"loss": "pseudo-huber", "no_flips": True}])
     header, rows = table_of([result(), finished], with_ids=True, with_losses=True)
-    assert [row[header.index("losses of its last run")] for row in rows] == ["", "pseudo-huber"]
+    assert [row[header.index("losses of its last run")] for row in rows] == ["", "pseudo-huber, no mirrored pairs"]
     assert [row[header.index("id")] for row in rows] == ["`aaaaaaaa`", "`aaaaaaaa`"]
     assert not {"id", "losses of its last run"} & {*table_of([finished])[0]}
 
