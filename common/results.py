@@ -23,7 +23,8 @@ CIRCUMSTANCES = (
 NEEDED = {
     *("name", "stage", "checkpoint", "guide", "guide_scale", "solver", "num_steps", "guidance_scale"),
     *("guidance_interval", "seed", "nfe", "classes", "batch_size", "device", "arithmetic", "machine"),
-    *("fid", "kid", "precision", "recall", "training_flop", "drawing_seconds", "training_runs", "init_sha256"),
+    *("fid", "kid", "precision", "recall", "inception_score"),
+    *("training_flop", "drawing_seconds", "training_runs", "init_sha256"),
     *("num_samples", "reference", "reference_sha256", "reference_count", "inception_sha256", "versions"),
 }
 """What a line must say for the tables and curves."""
@@ -185,6 +186,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "KID x 1000": lambda result: _number(result["kid"], 2, scale=1000),
     "precision": lambda result: _number(result["precision"], 3),
     "recall": lambda result: _number(result["recall"], 3),
+    "Inception Score": lambda result: _number(result["inception_score"], 2),
     "seed": lambda result: "" if result["seed"] is None else str(result["seed"]),
     MACHINE_COLUMN: machine_of,
 }

@@ -92,7 +92,9 @@ def test_statistics_give_the_fid_of_the_images_that_they_are_of(compute_fid, res
 def test_the_inception_score_is_there_with_a_real_classifier(compute_fid, results, make_teacher, tmp_path):
     save_random_inception(tmp_path / "inception.pth", with_classifier=True)
     outcome = compute_fid(make_teacher(), *EULER)
-    assert results()[0]["inception_score"] >= 1 and "no Inception Score" not in outcome.err
+    score = results()[0]["inception_score"]
+    assert score >= 1 and "no Inception Score" not in outcome.err
+    assert "Inception Score" in outcome.out and f"{score:.2f}" in outcome.out
 
 
 def test_an_interrupted_run_goes_on_with_its_features(compute_fid, results, make_teacher, monkeypatch, tmp_path):
