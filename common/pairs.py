@@ -10,7 +10,7 @@ The pairs are a function of the header, so a lost shard can be made again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -82,12 +82,38 @@ def existing_count(path: Path, recipe: dict) -> int:
     header = read_shard(path)["header"]
     found = recipe_of(header)
     if found != recipe:
-        key = next(key for key in {**recipe, **found} if recipe.get(key) != found.get(key))
-        raise UserError(
-            f"{path} was made with {key} {found.get(key)}, not {recipe.get(key)}: "
-            "choose another --out, or remove that set"
-        )
+        raise UserError(f"{path} was made {_difference(found, recipe)}choose another --out, or remove that set")
     return header["count"]
+
+
+def _difference(found: dict, recipe: dict) -> str:
+    """How a set was made, and the option that makes more of it, where one does."""
+    key = next(key for key in {**recipe, **found} if recipe.get(key) != found.get(key))
+    before, now = found.get(key), recipe.get(key)
+    if key in ("seed", "precision"):
+        return f"with --{key} {before}, not {now}: give --{key} {before}, or "
+    if key == "guide":
+        remedy = f"give the file of SHA-256 {before[:12]}... as --guide" if before else "give --guide-scale 1"
+        return f"{how_guided(found)}, not {how_guided(recipe)}: {remedy}, or "
+    if key == "trajectory_times":
+        before, now = (in_words(times) or "none" for times in (before, now))
+        return f"with states at t = {before}, not {now}: give --trajectory-times with these, or "
+    if key == "sampling":
+        before, now = (SamplingSettings(**settings) for settings in (before, now))
+        options = " ".join(_sampling_options(before, now))
+        return f"by {before.describe()}, not by {now.describe()}: give {options}, or "
+    return f"with {key.replace('_', ' ')} {before}, not {now}: "
+
+
+def _sampling_options(wanted: SamplingSettings, given: SamplingSettings) -> list[str]:
+    """The options that make the settings which are wanted of those that were given."""
+    options = []
+    for field in fields(SamplingSettings):
+        value = getattr(wanted, field.name)
+        if value != getattr(given, field.name):
+            values = value if isinstance(value, tuple) else (value,)
+            options += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return options
 
 
 def held_out_of(count: int) -> int:

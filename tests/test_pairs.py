@@ -70,8 +70,14 @@ def test_a_set_grows_and_keeps_what_it_has(generate, tmp_path):
 def test_another_recipe_is_refused_and_overwrites_nothing(generate, make_teacher, tmp_path):
     generate()
     before = folder_contents(tmp_path / "pairs")
-    assert "made with seed 0, not 1" in generate("pairs", "--seed", 1).error_line
-    assert "made with sampling" in generate("pairs", "--guidance-scale", 3).error_line
+    assert "made with --seed 0, not 1: give --seed 0, or choose" in generate("pairs", "--seed", 1).error_line
+    assert "not bf16: give --precision fp32, or" in generate("pairs", "--precision", "bf16").error_line
+    other = generate("pairs", "--guidance-scale", 3, "--guidance-interval", 0, 1).error_line
+    assert "CFG 2 for t in [0.1, 0.8], not by" in other
+    assert "give --guidance-scale 2.0 --guidance-interval 0.1 0.8, or" in other
+    assert "not 0.5: give --trajectory-times with these" in generate("pairs", "--trajectory-times", 0.5).error_line
+    guided = generate("pairs", "--guide", make_teacher(seed=1)).error_line
+    assert "was made without a guide, not with the guide of SHA-256" in guided and "give --guide-scale 1, or" in guided
     assert "made with teacher" in generate(teacher=make_teacher(seed=1)).error_line
     assert folder_contents(tmp_path / "pairs") == before
 
