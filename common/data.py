@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common import shapes
 from common.augmentation import flip
 from common.errors import UserError
-from common.files import atomic_write
+from common.files import atomic_write, is_hidden
 from common.images import open_rgb, through_jpeg, to_float
 
 CIFAR10_NAMES = ("cifar10", "cifar10-jpeg")
@@ -147,12 +147,27 @@ def _compressed(data: ImageData) -> ImageData:
     return ImageData(torch.stack(compressed), data.labels, data.class_names)
 
 
+class PictureFolder(ImageFolder):
+    """torchvision's, without what is hidden in it: our own cache of a folder in it, `.ipynb_checkpoints`."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: index for index, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(directory: str, *arguments, **options) -> list[tuple[str, int]]:
+        samples = ImageFolder.make_dataset(directory, *arguments, **options)
+        return [(name, label) for name, label in samples if not is_hidden(Path(name), Path(directory))]
+
+
 def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:
     if not path.is_dir():
         raise UserError(f"there is no image folder at {path}")
     path = path.resolve()  # the cache of a linked folder lies beside the folder itself
     try:
-        folder = ImageFolder(path)
+        folder = PictureFolder(path)
     except FileNotFoundError as error:
         reason = str(error).split(" Supported extensions")[0].rstrip(".")
         needed = "one sub-folder per class, or a single one for images without classes"
@@ -172,7 +187,7 @@ def _load_folder(path: Path, image_size: int, crop: bool) -> ImageData:
     return ImageData(images, labels, folder.classes)
 
 
-def _fingerprint(path: Path, folder: ImageFolder) -> str:
+def _fingerprint(path: Path, folder: PictureFolder) -> str:
     """Changes whenever a file of the folder is added, removed, renamed or rewritten."""
     files = []
     for name, _ in folder.samples:

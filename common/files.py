@@ -165,6 +165,11 @@ def read_tensor_file(path: str | Path, what: str, load: Callable, **options):
         raise UserError(f"{path} is not a readable {what} ({reason})") from None
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a path below a folder is one that a tool has hidden there: a cache, a checkpoint, a resource fork."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def canonical_json(value) -> str:
     """JSON text that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

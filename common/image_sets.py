@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.checkpoint import Checkpoint
 from common.device import Precision
 from common.errors import UserError
-from common.files import read_tensor_file
+from common.files import is_hidden, read_tensor_file
 from common.images import open_rgb, to_uint8
 from common.lineage import student_training_runs
 from common.noise import BLOCK_SIZE, derive_seed
@@ -170,8 +170,12 @@ class PictureFiles:
 
     @classmethod
     def below(cls, folder: Path) -> "PictureFiles":
-        """Every picture in a folder and its sub-folders, in sorted order. Raises UserError where there is none."""
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+        """Every picture in a folder and its sub-folders that is not hidden, in sorted order.
+
+        Raises UserError where there is none.
+        """
+        pictures = (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+        files = sorted(path for path in pictures if not is_hidden(path, folder))
         if not files:
             raise UserError(f"there are no pictures in {folder}")
         return cls(files)

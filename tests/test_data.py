@@ -10,6 +10,7 @@ from PIL import Image
 from common import data, shapes
 from common.data import load_images, split_held_out
 from common.errors import UserError
+from common.image_sets import PictureFiles
 from common.images import through_jpeg
 
 
@@ -86,6 +87,20 @@ def test_images_without_sub_folders_are_refused_with_advice(tmp_path):
     write(tmp_path, "set/one.png", Image.new("RGB", (32, 32)))
     with pytest.raises(UserError, match=r"a single one for images without classes"):
         load_images("folder", tmp_path / "set")
+
+
+def test_hidden_folders_are_no_classes_and_hidden_pictures_none(tmp_path):
+    """Such as the cache of a folder that is itself a class here."""
+    write(tmp_path / "photos", "cats/young/1.png", Image.new("RGB", (32, 32)))
+    load_images("folder", tmp_path / "photos" / "cats")
+    assert (tmp_path / "photos" / ".cache").is_dir()
+    assert load_images("folder", tmp_path / "photos").class_names == ["cats"]
+    write(tmp_path / "photos", "cats/.ipynb_checkpoints/1.png", Image.new("RGB", (32, 32)))
+    write(tmp_path / "photos", "cats/young/._1.png", Image.new("RGB", (32, 32)))
+    assert len(load_images("folder", tmp_path / "photos")) == len(PictureFiles.below(tmp_path / "photos")) == 1
+    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"empty is not an image folder.*find any class folder"):
+        load_images("folder", tmp_path / "empty")
 
 
 def test_the_cache_is_used_and_never_stale(tmp_path, monkeypatch):
