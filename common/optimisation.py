@@ -70,7 +70,7 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int, decay_steps: 
 
 
 def ema_update(decay: float, num_averaged: Callable[[], int]) -> Callable:
-    """The averaging step for `AveragedModel`: ema = d ema + (1 - d) weights.
+    """The averaging step for `AveragedModel` with buffers: ema = d ema + (1 - d) weights, and counts are copied.
 
     d = min(decay, (1 + n) / (10 + n)) after n = `num_averaged()` updates, so that a young average forgets the random
     start quickly. AveragedModel counts too, but on the GPU, where reading the count would stall every step.
@@ -78,6 +78,9 @@ def ema_update(decay: float, num_averaged: Callable[[], int]) -> Callable:
 
     @torch.no_grad()
     def update(ema_parameters: list[Tensor], parameters: list[Tensor], _) -> None:
+        if not ema_parameters[0].is_floating_point():  # all are of one type: the batches that batch norm has counted
+            torch._foreach_copy_(ema_parameters, parameters)
+            return
         count = num_averaged()
         torch._foreach_lerp_(ema_parameters, parameters, 1 - min(decay, (1 + count) / (10 + count)))
 

@@ -85,7 +85,9 @@ class TrainingRun:
         )
 
     def _average(self, decay: float) -> AveragedModel:
-        average = AveragedModel(self.model, multi_avg_fn=ema_update(decay, num_averaged=lambda: self.step))
+        update = ema_update(decay, num_averaged=lambda: self.step)
+        # With the buffers: averaged weights do not go with the batch norm statistics of the last ones.
+        average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
         average.n_averaged = average.n_averaged.cpu()  # AveragedModel looks at it at every step: no GPU has to wait
         return average
 

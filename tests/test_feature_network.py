@@ -17,6 +17,7 @@ from common.images import to_float
 from common.noise import derive_seed
 from common.run_log import read_metrics
 from common.training import step_generator
+from common.training_state import load_training_state
 from feature_network import rotated
 
 SMALL = ("--network", '{"widths": [24, 16, 16]}', "--batch-size", 50)
@@ -56,6 +57,15 @@ def test_its_accuracy_is_that_of_its_file_on_the_held_out_images(train, image_fo
     right = (both.argmax(1) == held_out.labels).double().mean().item()
     assert record["held_out_accuracy_with_mirrored"] == pytest.approx(right)
     assert record["held_out_accuracy"] > 0.3  # of guessing: 0.1
+
+
+def test_its_averaged_weights_come_with_averaged_statistics(train, image_folder, tmp_path):
+    train(image_folder, steps=4)
+    state = load_training_state(tmp_path / "features" / "training_state.pt")
+    (average,) = state["averages"].values()
+    for name in ("levels.0.norms.0.running_mean", "levels.0.convolutions.0.weight"):
+        assert not torch.equal(average[f"module.{name}"], state["model"][name])
+    assert average["module.levels.0.norms.0.num_batches_tracked"] == 4
 
 
 def test_one_class_has_nothing_to_tell_apart_but_can_be_turned(train, one_class, tmp_path):

@@ -28,18 +28,22 @@ def test_prolonging_a_run_without_decay_changes_none_of_its_rates():
     assert short == [learning_rate_factor(step, 4, 30, 10) for step in range(10)]
 
 
-def test_ema_equals_a_plain_loop():
-    model = torch.nn.Linear(3, 2)
+def test_ema_equals_a_plain_loop_and_batch_norm_statistics_are_averaged_like_weights():
+    model = torch.nn.BatchNorm1d(3)
     count = 0
-    ema = AveragedModel(model, multi_avg_fn=ema_update(0.9, num_averaged=lambda: count))
+    ema = AveragedModel(model, multi_avg_fn=ema_update(0.9, num_averaged=lambda: count), use_buffers=True)
     expected = None
     for count in range(30):
         with torch.no_grad():
-            model.weight.add_(torch.randn(2, 3))
+            model.weight.add_(torch.randn(3))
+        model(torch.randn(8, 3) * count)
         ema.update_parameters(model)
         decay = min(0.9, (1 + count) / (10 + count))
-        expected = model.weight.clone() if expected is None else decay * expected + (1 - decay) * model.weight
-        torch.testing.assert_close(ema.module.weight, expected)
+        values = torch.stack([model.weight.detach(), model.running_mean, model.running_var])
+        expected = values.clone() if expected is None else decay * expected + (1 - decay) * values
+        averages = torch.stack([ema.module.weight.detach(), ema.module.running_mean, ema.module.running_var])
+        torch.testing.assert_close(averages, expected)
+        assert ema.module.num_batches_tracked == count + 1
 
 
 @pytest.mark.parametrize("momentum", [0.95, 0.6])
