@@ -81,8 +81,7 @@ class Judge:
     @torch.no_grad()
     def _raw_features(self, images: Tensor) -> Tensor:
         batches = tqdm(images.split(BLOCK_SIZE), desc="the judge's features", leave=False)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return torch.cat([self.network.summary(to_float(batch.to(self.device))).cpu() for batch in batches])
+        return torch.cat([self.network.summary(to_float(batch.to(self.device))).cpu() for batch in batches])
 
     def of_samples(self, features: Tensor) -> dict[str, float]:
         return {"frechet_distance": self._distance(features), "closer_than_real": self._share_closer(features)}

@@ -10,6 +10,10 @@ from common.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
+# PyTorch lets cuDNN's convolutions round their inputs to 10 bits (TF32). What is called fp32 would then be another
+# arithmetic on a GPU than on a CPU, and too coarse for dopri5's tolerance.
+torch.backends.cudnn.allow_tf32 = False
+
 
 @dataclass(frozen=True)
 class Precision:

@@ -32,6 +32,11 @@ def test_auto_is_bf16_where_the_processor_is_faster_at_it(monkeypatch, processor
     assert choose_precision("bf16", CPU).name == "bf16"
 
 
+def test_fp32_is_fp32_on_a_gpu_too():
+    code = "import torch, common.sampling; assert not torch.backends.cudnn.allow_tf32"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_dopri5_runs_in_fp32_where_other_solvers_run_in_bf16(monkeypatch):
     monkeypatch.setattr("common.device.has_fast_bf16", lambda device: True)
     names = [
