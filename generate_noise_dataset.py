@@ -52,11 +52,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--trajectory-times",
-        type=command_line.FRACTION,
+        type=command_line.INNER_TIME,
         nargs="*",
         metavar="T",
         default=TRAJECTORY_TIMES,
-        help="keep the states at these times, or the solver's nearest: a four-step student needs 0.25 0.5 0.75",
+        help="keep the states at these times between 0 and 1, or at the solver's nearest: a four-step student needs "
+        "0.25 0.5 0.75",
     )
     sampling_arguments.add_sampling_arguments(parser, FIXED_STEP_SOLVERS)
     command_line.add_device_arguments(parser)

@@ -72,8 +72,14 @@ def _exit_when_terminated(signal_number: int, frame) -> NoReturn:
     sys.exit(128 + signal_number)
 
 
-def bounded(kind: type, low: float | None = None, high: float | None = None, above: float | None = None) -> Callable:
-    """An argparse type: a finite number of `kind` with low <= value <= high and value > above."""
+def bounded(
+    kind: type,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Callable:
+    """An argparse type: a finite number of `kind` with low <= value <= high and above < value < below."""
 
     def parse(text: str):
         try:
@@ -86,6 +92,8 @@ def bounded(kind: type, low: float | None = None, high: float | None = None, abo
             raise argparse.ArgumentTypeError(f"{text} is not {_range_in_words(low, high)}")
         if above is not None and value <= above:
             raise argparse.ArgumentTypeError(f"{text} is not greater than {above}")
+        if below is not None and value >= below:
+            raise argparse.ArgumentTypeError(f"{text} is not less than {below}")
         return value
 
     return parse
@@ -101,6 +109,7 @@ COUNT = bounded(int, low=1)
 COUNT_OR_ZERO = bounded(int, low=0)
 POSITIVE = bounded(float, above=0)
 FRACTION = bounded(float, low=0, high=1)
+INNER_TIME = bounded(float, above=0, below=1)
 
 
 def peek_preset(presets: Iterable[str], default: str) -> str:

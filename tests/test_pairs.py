@@ -163,6 +163,8 @@ def test_pairs_that_no_four_step_student_can_use_say_what_would_help(generate):
 def test_times_that_the_solver_cannot_tell_apart_are_refused(generate, tmp_path):
     assert "2 steps do not pass through 3 times" in generate("pairs", "--num-steps", 2).error_line
     assert "1 steps do not" in generate("pairs", "--num-steps", 1).error_line
+    refused = generate("pairs", "--trajectory-times", 0.5, 1).error_line
+    assert "--trajectory-times: 1 is not less than 1" in refused  # which the images are the states at
     assert "too close together" in generate("pairs", "--num-steps", 5, "--trajectory-times", 0.3, 0.31).error_line
     assert not (tmp_path / "pairs").exists()
 
