@@ -4,6 +4,7 @@ Reads   checkpoints, or image folders, or .npz files with `arr_0` (uint8, N x H 
         --reference: `cifar10`, `cifar10-jpeg`, an image folder, or an .npz of statistics (`mu`, `sigma`)
 Writes  a table; --output: one JSON line a result, appended; with --sweep also --figure
         --features: the Inception features, so that an interrupted run goes on; may be deleted at any time
+        with --fit .cache/ beside the reference's folder: the fitted pictures; the same
 
 The published protocol   python compute_fid.py checkpoints/pretrained/student.safetensors
 Another model's images   python compute_fid.py samples/theirs.npz
@@ -29,7 +30,7 @@ from common.files import require_writable, write_bytes
 from common.image_sets import ModelSamples, StoredImages, load_image_set
 from common.inception import FEATURE_COUNT, Inception
 from common.noise import BLOCK_SIZE
-from common.reference import Reference, open_reference, reference_features
+from common.reference import FITS, Reference, open_reference, reference_features
 from common.results import (
     append_result,
     comparable_groups,
@@ -63,6 +64,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kid-only", action="store_true", help="KID alone, which few samples suffice for")
     group = parser.add_argument_group("reference")
     group.add_argument("--reference", default="cifar10", help="cifar10, cifar10-jpeg, an image folder, or an .npz")
+    group.add_argument(
+        "--fit",
+        choices=FITS,
+        help="how to bring the pictures of a reference folder, which has a sub-folder for each class, to the models' "
+        "size: as for training, resize, or as with its --crop (default: they must have that size)",
+    )
     group.add_argument("--reference-name", metavar="NAME", help="what to call it in the results (default: its name)")
     group.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 is, or is downloaded to")
     group.add_argument(
@@ -94,8 +101,10 @@ def main() -> None:
     subjects = open_subjects(args, precision)
     for images, count in subjects:
         refuse_too_few(images.name, count, args.kid_only)
-    reference = open_reference(args.reference, args.reference_name, args.data_dir)
-    refuse_what_cannot_be_measured(subjects, reference, args.kid_only)
+    image_size = min(subjects[0][0].image_size)
+    reference = open_reference(args.reference, args.reference_name, args.data_dir, args.fit, image_size)
+    can_be_fitted = not args.fit and Path(args.reference).is_dir()
+    refuse_what_cannot_be_measured(subjects, reference, args.kid_only, can_be_fitted)
     inception = Inception(args.inception_weights, precision.device)
     say_what_is_left_out(subjects, reference, inception, args.kid_only)
 
@@ -175,7 +184,9 @@ def ids_of_one_stage(subjects: list[tuple[ModelSamples | StoredImages, int]]) ->
     return {short_id(name): model.path for name, model in models.items()} if len(stages) < len(models) else {}
 
 
-def refuse_what_cannot_be_measured(subjects: list[tuple], reference: Reference, kid_only: bool) -> None:
+def refuse_what_cannot_be_measured(
+    subjects: list[tuple], reference: Reference, kid_only: bool, can_be_fitted: bool
+) -> None:
     if kid_only and not reference.images:
         raise UserError(f"KID needs images to compare with, and {reference.name} has statistics only")
     if reference.statistics and len(reference.statistics.mean) != FEATURE_COUNT:
@@ -184,10 +195,11 @@ def refuse_what_cannot_be_measured(subjects: list[tuple], reference: Reference, 
         )
     if reference.images:
         refuse_too_few(reference.name, reference.count, kid_only)
+    hint = " (--fit brings those of a folder to another size)" if can_be_fitted else ""
     for images, _ in subjects:
         if reference.images and images.image_size != reference.images.image_size:
             ours, theirs = (f"{width} x {height}" for height, width in (images.image_size, reference.images.image_size))
-            raise UserError(f"the images of {images.name} are {ours}, those of {reference.name} {theirs}")
+            raise UserError(f"the images of {images.name} are {ours}, those of {reference.name} {theirs}{hint}")
 
 
 def refuse_too_few(name: str, count: int, kid_only: bool) -> None:
@@ -210,6 +222,15 @@ def say_what_is_left_out(subjects: list[tuple], reference: Reference, inception:
         )
     if not reference.images:
         print(f"{reference.name} holds statistics only: no KID, precision or recall", file=sys.stderr)
+    of_models = [images for images, _ in subjects if isinstance(images, ModelSamples)]
+    of_some = [images for images in of_models if set(images.classes) < set(images.checkpoint.class_turns)]
+    if of_some:
+        chosen = ", ".join(of_some[0].describe()["classes"])
+        print(
+            f"warning: the samples are of {chosen} alone; {reference.name} should be, too: a folder of such images can "
+            "be the --reference",
+            file=sys.stderr,
+        )
     if inception.classifier is None and not kid_only:
         print("these Inception weights have no classifier (fc is zero): no Inception Score", file=sys.stderr)
 

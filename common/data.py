@@ -229,7 +229,7 @@ def _decode(files: list[Path], image_size: int, crop: bool) -> Tensor:
     if too_small:
         raise UserError(
             f"{len(too_small)} of {len(files)} images are smaller than {image_size} x {image_size}: "
-            f"{_first_names(too_small)}; without --crop they are resized"
+            f"{_first_names(too_small)}; they can be resized, but not cropped"
         )
     return torch.from_numpy(images)
 

@@ -195,7 +195,7 @@ class PictureFiles:
         if picture.size != first:
             raise UserError(
                 f"{file} is {picture.width} x {picture.height}, {self.files[0]} is {first[0]} x {first[1]}: "
-                "the pictures of a folder must have one size"
+                "the pictures of a folder must have one size (--fit is for those of a --reference)"
             )
         return np.asarray(picture)
 

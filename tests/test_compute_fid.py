@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import EULER, RandomInception, save_random_inception, save_students
@@ -65,6 +66,31 @@ def test_the_same_images_have_no_distance(compute_fid, results, image_folder):
     (line,) = results()
     assert abs(line["fid"]) < 1e-6 and line["precision"] == line["recall"] == 1
     assert line["stage"] is None and line["images_sha256"] == line["reference_sha256"]
+
+
+@pytest.mark.parametrize("fit", ["resize", "crop"])
+def test_a_reference_of_any_size_is_fitted_as_for_training(compute_fid, results, make_teacher, tmp_path, fit):
+    for index in range(40):
+        size = (40 + index, 64)
+        picture = Image.effect_noise(size, 50).convert("RGB")
+        (tmp_path / "photos" / "all").mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "photos" / "all" / f"{index}.png")
+    assert "(--fit is for those of a --ref" in compute_fid(make_teacher(), reference=tmp_path / "photos").error_line
+    assert compute_fid(make_teacher(), *EULER, "--fit", fit, reference=tmp_path / "photos").status == 0
+    trained_on = load_images("folder", tmp_path / "photos", 32, crop=fit == "crop").images
+    np.savez(tmp_path / "fitted.npz", arr_0=trained_on.permute(0, 2, 3, 1).numpy())
+    assert compute_fid(tmp_path / "fitted.npz", "--fit", fit, reference=tmp_path / "photos").status == 0
+    model, same = results()
+    assert abs(same["fid"]) < 1e-6 and model["reference_sha256"] == same["images_sha256"]
+    assert model["reference"] == {"resize": "photos, resized", "crop": "photos, cropped"}[fit]
+
+
+def test_samples_of_some_classes_ask_for_a_reference_of_these(compute_fid, make_teacher):
+    names = load_checkpoint(make_teacher()).class_names
+    warned = compute_fid(make_teacher(), *EULER, "--classes", names[1]).err
+    assert f"the samples are of {names[1]} alone" in warned
+    for all_of_them in ((), ("--classes", *reversed(names))):
+        assert "alone" not in compute_fid(make_teacher(), *EULER, *all_of_them).err
 
 
 def test_an_npz_of_samples_is_measured_like_the_model_that_made_it(

@@ -70,6 +70,13 @@ def test_references_that_cannot_serve_are_refused(compute_fid, make_teacher, tmp
     assert folder_contents(tmp_path) == before
 
 
+def test_only_the_pictures_of_a_folder_are_fitted(compute_fid, make_teacher, tmp_path):
+    assert (
+        "--fit is for the pictures of a folder"
+        in compute_fid(make_teacher(), "--fit", "crop", reference=save_zeros(tmp_path)).error_line
+    )
+
+
 def save_zeros(folder):
     metrics.save_statistics(folder / "zeros.npz", metrics.Statistics(np.zeros(16), np.eye(16)))
     return folder / "zeros.npz"
