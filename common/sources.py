@@ -44,6 +44,8 @@ class ImageSource:
         return self._with_noise(*self.training.batch(indices, mirrored), generator)
 
     def held_out_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        if not len(self.held_out):  # of nothing, split makes one part, of nothing
+            return
         for indices in torch.arange(len(self.held_out), device=self.device).split(CHUNK):
             yield self._with_noise(*self.held_out.batch(indices), generator)
 
