@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise, or of the subset"
     )
-    sampling_arguments.add_classes_argument(parser)
+    sampling_arguments.add_classes_argument(parser, otherwise="all, as often as among the training images")
     parser.add_argument("--batch-size", type=command_line.COUNT, default=BLOCK_SIZE, help="samples drawn at a time")
     parser.add_argument(
         "--sweep", type=parse_step_counts, metavar="1,2,4,...", help="run the teachers with each --num-steps"
@@ -164,7 +164,9 @@ def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[
     sampling_arguments.refuse_interval_without_guidance(args, settings_of)
     subjects = []
     for checkpoint, settings in zip(checkpoints, settings_of, strict=True):
-        classes = sampling_arguments.chosen_classes(args.classes, checkpoint)
+        classes = checkpoint.class_turns
+        if args.classes:
+            classes = sampling_arguments.chosen_classes(args.classes, checkpoint)
         step_counts = args.sweep if args.sweep and not checkpoint.is_student else [settings.num_steps]
         for num_steps in step_counts:
             how = replace(settings, num_steps=num_steps)

@@ -58,13 +58,13 @@ def main() -> int:
     target = TargetImages(args, run.teacher, run.pairs)
     critic = make_critic(args, run, target, per_step=num_fresh)
     seed = derive_seed("finishing", args.seed, student.sha256)  # what is finished again sees other noise than before
-    image_shape, num_classes = student.model.config.image_shape, len(student.class_names)
+    image_shape = student.model.config.image_shape
 
     def batch_loss(network, step):
         generator = step_generator(seed, step, run.device)
         pair = run.batch(step, generator)
         noise = torch.randn(num_fresh, *image_shape, generator=generator, device=run.device)
-        labels = draw_labels(target.labels, num_fresh, num_classes, generator)
+        labels = draw_labels(target.labels, num_fresh, generator)
         all_labels = None if labels is None else torch.cat([pair.labels, labels])
         images = make_images(network, torch.cat([pair.noise, noise]), all_labels, student.settings)
         to_teacher = run.image_distance(images[:num_pairs], pair.image).mean()

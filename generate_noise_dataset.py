@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common import command_line, sampling_arguments
 from common.checkpoint import Checkpoint
+from common.class_turns import kept_counts
 from common.device import choose_device, choose_precision
 from common.files import folder_to_oneself, save_tensor_file
 from common.noise import BLOCK_SIZE
@@ -85,6 +86,7 @@ def main() -> None:
         "seed": args.seed,
         "precision": precision.name,
         "class_names": teacher.class_names,
+        **kept_counts(teacher.header),
         "image_shape": list(teacher.model.config.image_shape),
     }
 
@@ -102,7 +104,7 @@ def main() -> None:
                 args.seed,
                 start,
                 count,
-                range(len(teacher.class_names)),
+                teacher.class_turns,
                 settings,
                 keep_times=keep_times,
                 precision=precision,

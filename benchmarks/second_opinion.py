@@ -136,7 +136,7 @@ def main() -> None:
     rows = []
     for model in models:
         settings = sampling_arguments.sampling_settings(args, model, model.settings)
-        source = ModelSamples(model, settings, args.seed, sampling_arguments.chosen_classes(None, model), precision)
+        source = ModelSamples(model, settings, args.seed, model.class_turns, precision)
         images = first_images(source, args.num_samples)
         features = judge.features(images)
         opinion = judge.of_samples(features) | {"held_out_error": error_to_teacher(model, pairs, precision)}

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from common import __version__
+from common.class_turns import class_turns
 from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
 from common.files import atomic_write, canonical_json, read_tensor_file
@@ -43,6 +44,11 @@ class Checkpoint:
     @property
     def class_names(self) -> list[str]:
         return self.header["class_names"]
+
+    @property
+    def class_turns(self) -> list[int]:
+        """The classes that samples take in turn, each as often as among the training images; none without classes."""
+        return class_turns(self.header.get("class_counts", [1] * len(self.class_names))) if self.class_names else []
 
     @property
     def is_student(self) -> bool:

@@ -18,6 +18,7 @@ from common.checkpoint import (
     load_initial_weights,
     prepare,
 )
+from common.class_turns import kept_counts
 from common.classifier import Classifier
 from common.device import Precision, choose_device, choose_precision
 from common.distances import (
@@ -62,6 +63,7 @@ class Distillation:
             self.teacher = self.teacher.guided_by(guide)
         self.header = {
             "class_names": self.teacher.class_names,
+            **kept_counts(self.teacher.header),
             "teacher": self.teacher.sha256,
             "teacher_training_flop": self.teacher.header["training_flop"],
             **self.pairs.description,

@@ -101,7 +101,7 @@ class ModelSamples:
 
     def describe(self) -> dict:
         checkpoint, guide = self.checkpoint, self.checkpoint.guide
-        every_class = self.classes == list(range(len(checkpoint.class_names)))
+        every_class = self.classes == checkpoint.class_turns
         return {
             "name": checkpoint.path.name,
             "stage": checkpoint.stage,

@@ -24,9 +24,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, solvers: Iterable[st
     add_guidance_arguments(parser)
 
 
-def add_classes_argument(parser: argparse.ArgumentParser) -> None:
-    """For `chosen_classes`."""
-    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers, in turn (default: all)")
+def add_classes_argument(parser: argparse.ArgumentParser, otherwise: str = "all, each as often") -> None:
+    """For `chosen_classes`; `otherwise` says what is drawn without."""
+    parser.add_argument(
+        "--classes", nargs="+", metavar="CLASS", help=f"names or numbers, in turn (default: {otherwise})"
+    )
 
 
 def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:

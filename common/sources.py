@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common.augmentation import random_flips
+from common.class_turns import count_classes, kept_counts
 from common.data import ImageData, split_held_out
 from common.epoch_order import EpochOrder
 from common.errors import UserError
@@ -32,7 +33,8 @@ class ImageSource:
         self.training, self.device = training.to(device), device
         every = max(1, math.ceil(len(held_out) / HELD_OUT_LIMIT))  # the data may be sorted by class: take some of all
         self.held_out = held_out.select(torch.arange(0, len(held_out), every)).to(device)
-        self.description = {"images_sha256": data.sha256(), "num_images": len(training)}
+        counts = count_classes(training.labels, len(data.class_names))
+        self.description = {"images_sha256": data.sha256(), "num_images": len(training), **counts}
 
     @property
     def training_count(self) -> int:
@@ -60,7 +62,7 @@ class PairSource:
     def __init__(self, pairs: PairSet):
         self.pairs = pairs
         self.class_names = pairs.header["class_names"]
-        self.description = pairs.description
+        self.description = {**pairs.description, **kept_counts(pairs.header)}
 
     @property
     def training_count(self) -> int:

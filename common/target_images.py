@@ -11,14 +11,11 @@ from common.errors import UserError
 from common.pairs import PairSet
 
 
-def draw_labels(labels: Tensor | None, count: int, num_classes: int, generator: torch.Generator) -> Tensor | None:
-    """Labels (count,) of classes as frequent as among `labels`, or alike without them; None for no classes."""
-    if not num_classes:
-        return None
-    numbers = {"generator": generator, "device": generator.device}
+def draw_labels(labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor | None:
+    """Labels (count,) of classes as frequent as among `labels`; None for None."""
     if labels is None:
-        return torch.randint(num_classes, (count,), **numbers)
-    return labels[torch.randint(len(labels), (count,), **numbers)]
+        return None
+    return labels[torch.randint(len(labels), (count,), generator=generator, device=generator.device)]
 
 
 class TargetImages:
@@ -26,13 +23,15 @@ class TargetImages:
 
     def __init__(self, args: argparse.Namespace, teacher: Checkpoint, pairs: PairSet):
         self.labels: Tensor | None = None
-        """Of the images; None for those of the pairs, whose classes take turns."""
+        """In which the classes are as frequent as among the images; None for a teacher without classes."""
         if args.critic_images == "teacher":
+            turns = teacher.class_turns
+            self.labels = torch.tensor(turns, device=pairs.device) if turns else None
             self.count, self.first = pairs.training_count, pairs.held_out_count
             self.gather = lambda indices: pairs.gather(indices + self.first).image
             return
         images = teachers_images(args, teacher).to(pairs.device)
-        self.count, self.labels = len(images), images.labels
+        self.count, self.labels = len(images), images.labels if teacher.class_names else None
         self.gather = lambda indices: images.batch(indices.to(pairs.device))[0]
 
 
