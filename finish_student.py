@@ -70,7 +70,8 @@ def main() -> int:
         to_teacher = run.image_distance(images[:num_pairs], pair.image).mean()
         return to_teacher + args.critic_weight * critic(images[num_pairs:], labels, generator)
 
-    return run.train(prepare(student.model, run.device), student.stage, student.settings, batch_loss, beginning, critic)
+    network = prepare(student.model, run.device)
+    return run.train(network, student.stage, student.settings, batch_loss, beginning, critic, num_fresh)
 
 
 def make_images(network: nn.Module, noise: Tensor, labels: Tensor | None, settings: SamplingSettings) -> Tensor:

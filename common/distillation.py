@@ -51,7 +51,7 @@ class Distillation:
 
         Raises UserError where arguments, teacher, guide and pairs do not belong together.
         """
-        self.args = args
+        self.args, self.pairs_per_step = args, pairs_per_step
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
         self.teacher = load_checkpoint(args.teacher, self.device)
@@ -140,13 +140,18 @@ class Distillation:
         batch_loss: Callable[[UNet, int], Tensor],
         beginning: dict,
         critic: Critic | None = None,
+        fresh_per_step: int = 0,
     ) -> int:
         """Trains the student, which is one of its `stage`, run with `settings`. Returns the script's exit status.
 
-        `beginning`: what the student's header says of the weights that it begins with.
+        `beginning`: what the student's header says of the weights that it begins with. `fresh_per_step`: the images
+        that a step makes for the critic, beside those of the pairs.
         """
         header = {"stage": stage, **self.header, **beginning}
-        run = TrainingRun(self.args, student, self.precision, STAGES[stage].weights_file, header, critic)
+        images_per_step = self.pairs_per_step + fresh_per_step
+        run = TrainingRun(
+            self.args, student, self.precision, STAGES[stage].weights_file, header, critic, images_per_step
+        )
         trainer = Trainer(
             run,
             batch_loss,

@@ -44,13 +44,13 @@ class StepMeter:
         self.start()
         return began
 
-    def take_window(self, batch_size: int) -> dict[str, float]:
+    def take_window(self, images_per_step: int) -> dict[str, float]:
         """The means over the steps since the last logged one, of what has been looked at."""
         losses, norms = zip(*self.window, strict=True)
         count = len(self.window)
         self.window = []
         seconds, self.seconds_at_log = self.seconds - self.seconds_at_log, self.seconds
-        rate = count * batch_size / seconds
+        rate = count * images_per_step / seconds
         return {"loss": sum(losses) / count, "gradient_norm": sum(norms) / count, "images_per_second": rate}
 
     def state_dict(self) -> dict:

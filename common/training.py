@@ -88,7 +88,7 @@ class Trainer:
                 finished = run.step == args.steps
                 if run.step % args.log_every == 0 or finished:
                     run.require_finite_steps()
-                    metrics = run.meter.take_window(args.batch_size)
+                    metrics = run.meter.take_window(run.images_per_step)
                     bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s")
                     log.add(run.step, **metrics, **self._progress())
                 if run.step % args.evaluate_every == 0 or finished:
@@ -172,7 +172,7 @@ class Trainer:
     def _report(self, stop: StopRequest) -> int:
         args, run = self.args, self.run
         print(
-            f"{run.weights_path}: step {run.step:,} of {args.steps:,}, {run.step * args.batch_size:,} examples, "
+            f"{run.weights_path}: step {run.step:,} of {args.steps:,}, {run.step * run.images_per_step:,} images, "
             f"{run.training_flop:.3g} training FLOP, {run.meter.seconds / 60:.1f} minutes of training"
         )
         if run.step == args.steps:

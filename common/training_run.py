@@ -67,8 +67,11 @@ class TrainingRun:
         weights_name: str,
         header: dict,
         critic: Critic | None = None,
+        images_per_step: int | None = None,
     ):
+        """`images_per_step`: where the batch size counts network calls, of which an image may take several."""
         self.args, self.model, self.precision, self.critic = args, model, precision, critic
+        self.images_per_step = images_per_step or args.batch_size
         self.weights_path = args.out / weights_name
         described = {name: value for name, value in header.items() if name not in BEGINNING + IMPLIED}
         self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **described}
@@ -199,7 +202,7 @@ class TrainingRun:
         """Writes the averages: by default to the run's own files, else to `path` and beside it."""
         totals = {
             "step": self.step,
-            "images_seen": self.step * self.args.batch_size,
+            "images_seen": self.step * self.images_per_step,
             "training_flop": self.training_flop,
         }
         for decay, target in self._paths_of_averages(path or self.weights_path).items():

@@ -74,6 +74,7 @@ def test_the_real_images_are_those_that_trained_the_teacher(finish, network, ima
     assert header["setup_flop"] == counter.get_total_flops()
     steps_flop = header["training_flop"] - header["initial_flop"] - header["setup_flop"]
     assert steps_flop > 0 and steps_flop % 3 == 0
+    assert header["images_seen"] == 3 * 64
 
     assert "is finished" in finish("--critic-window", 48).out
     assert len(references) == 1  # a finished run needs none
@@ -115,6 +116,12 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     assert run_script("generate_noise_dataset.py", *others).status == 0
     assert "did not learn from pairs like" in finish("--pairs", tmp_path / "others").error_line
     assert not (tmp_path / "finished").exists()
+
+
+def test_an_image_of_several_network_calls_is_seen_once(finish, tmp_path):
+    student = tmp_path / "four_step.safetensors"
+    assert finish("--critic-window", 48, "--student", student, "--batch-size", 256).status == 0
+    assert load_checkpoint(tmp_path / "finished" / "four_step.safetensors").header["images_seen"] == 3 * 256 // 4
 
 
 def test_pairs_of_another_arithmetic_or_with_other_states_are_the_same_pairs(finish, run_script, tmp_path):
