@@ -31,6 +31,7 @@ from common.stages import STAGES
 from common.training import Trainer, step_generator
 from common.training_arguments import add_data_arguments, add_training_arguments, refuse_data_arguments
 from common.training_run import TrainingRun
+from common.training_state import has_begun
 from common.unet import UNet, UNetConfig
 
 LABEL_DROPOUT = 0.15
@@ -112,7 +113,11 @@ def main() -> int:
     # Model
     torch.manual_seed(derive_seed("weights", args.seed))
     model = prepare(UNet(replace(config, num_classes=len(class_names))), device)
-    beginning = load_initial_weights(model, args.init) if args.init else {}
+    beginning = {}
+    if args.init:
+        beginning = load_initial_weights(model, args.init)
+        if not has_begun(args.out):
+            source.require_held_out_unseen(beginning["initial"], args.init)
 
     # Loss
     def flow_loss(network, noise, image, labels, time_distribution, label_dropout, generator):

@@ -40,6 +40,7 @@ from common.sampling import SamplingSettings, draw
 from common.stages import STAGES
 from common.training import Trainer
 from common.training_run import Critic, TrainingRun
+from common.training_state import has_begun
 from common.unet import UNet
 
 
@@ -113,7 +114,8 @@ class Distillation:
         student, beginning = UNet(config), {}
         if self.args.init:
             initial = load_initial_weights(student, self.args.init)["initial"]
-            self.pairs.require_held_out_unseen(initial, self.args.init)
+            if not has_begun(self.args.out):
+                self.pairs.require_held_out_unseen(initial, self.args.init)
             beginning = {"initial": initial, "initial_flop": flop_beside(self.teacher, initial)}
         elif not self.args.student_network:
             student.load_state_dict(self.teacher.model.state_dict())

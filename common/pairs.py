@@ -20,6 +20,7 @@ from common.augmentation import flip
 from common.checkpoint import Checkpoint
 from common.errors import UserError
 from common.files import canonical_json, read_tensor_file
+from common.lineage import lineage
 from common.sampling import Generated, SamplingSettings
 from common.solvers import grid_index, in_words
 
@@ -219,20 +220,20 @@ class PairSet:
         if not self.are_those_of(student.header):
             raise UserError(f"{student.path} did not learn from pairs like those in {self.folder}")
 
-    def require_held_out_unseen(self, student: dict, path: Path) -> None:
-        """`student`: the header of the checkpoint at `path`.
+    def require_held_out_unseen(self, header: dict, path: Path) -> None:
+        """`header`: that of the checkpoint at `path`.
 
-        Raises UserError if the student, or a model that it was initialised from, may have trained on pairs that are now
-        held out.
+        Raises UserError if the model, or one that it was initialised from, may have trained on pairs that are now held
+        out, or on others of the same noise and classes, whose images are much alike.
         """
-        count = student.get("num_pairs")
-        if self.are_those_of(student) and held_out_of(count) != self.held_out_count:
-            raise UserError(
-                f"{path} learned from {count:,} pairs, and perhaps from some that are held out of these {len(self):,}: "
-                f"give --num-pairs {count}"
-            )
-        if "initial" in student:
-            self.require_held_out_unseen(student["initial"], path)
+        for run in lineage(header):
+            count, theirs = run.get("num_pairs"), run.get("pairs", {})
+            alike = all(theirs.get(name) == self.header[name] for name in ("seed", "image_shape", "class_names"))
+            if alike and held_out_of(count) < self.held_out_count:
+                raise UserError(
+                    f"{path} learned from {count:,} pairs, and perhaps from some that are held out of these "
+                    f"{len(self):,}: give --num-pairs {count}, or pairs of another --seed"
+                )
 
     def require_shape(self, image_shape: tuple[int, ...]) -> None:
         if tuple(self.header["image_shape"]) != tuple(image_shape):

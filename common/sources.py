@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from common.class_turns import count_classes, kept_counts
 from common.data import ImageData, split_held_out
 from common.epoch_order import EpochOrder
 from common.errors import UserError
+from common.lineage import lineage
 from common.pairs import PairSet
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -40,6 +42,17 @@ class ImageSource:
     def training_count(self) -> int:
         return len(self.training)
 
+    def require_held_out_unseen(self, header: dict, path: Path) -> None:
+        """Raises UserError if the checkpoint at `path`, by its `header`, has learned from what is held out now."""
+        sha256 = self.description["images_sha256"]
+        runs = [run for run in lineage(header) if run.get("images_sha256") == sha256]
+        seen_most = max(runs, key=lambda run: run["num_images"], default={"num_images": 0})
+        if seen_most["num_images"] > len(self.training):
+            raise UserError(
+                f"{path} has learned from images that are held out now: give --val-fraction "
+                f"{seen_most['arguments']['val_fraction']:g}"
+            )
+
     def batch(self, order: EpochOrder, step: int, flips: bool, generator: torch.Generator) -> Batch:
         indices = order.indices(step).to(self.device)
         mirrored = random_flips(len(indices), flips, generator)
@@ -67,6 +80,9 @@ class PairSource:
     @property
     def training_count(self) -> int:
         return self.pairs.training_count
+
+    def require_held_out_unseen(self, header: dict, path: Path) -> None:
+        self.pairs.require_held_out_unseen(header, path)
 
     def batch(self, order: EpochOrder, step: int, flips: bool, generator: torch.Generator) -> Batch:
         indices = order.indices(step)

@@ -24,6 +24,7 @@ from common.training_state import (
     check_schedule,
     compact,
     find_training_state,
+    has_begun,
     load_training_state,
 )
 
@@ -144,7 +145,7 @@ class TrainingRun:
     def _run_to_go_on_from(self) -> Path | None:
         """Its own folder, that of `--branch-from`, or None where it is to begin."""
         out = self.args.out
-        if (out / STATE_FILE).is_file():
+        if has_begun(out):
             return out
         if (out / COMPACT_FILE).is_file():  # from which it would end as another run, in place of its own weights
             raise UserError(

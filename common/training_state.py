@@ -30,6 +30,11 @@ def load_training_state(path: Path) -> dict:
     return state
 
 
+def has_begun(run: Path) -> bool:
+    """Whether a run's folder holds a state to go on from: what it was begun with has been checked then."""
+    return (run / STATE_FILE).is_file()
+
+
 def find_training_state(run: Path) -> Path:
     """The file in a run's folder to branch from: the whole state or, where that is lost, the compact one."""
     whole, compact = run / STATE_FILE, run / COMPACT_FILE

@@ -195,17 +195,24 @@ def test_pairs_of_a_paused_teacher_come_with_a_warning(generate, tmp_path):
 
 
 def test_a_student_that_begins_as_one_of_fewer_pairs_is_refused(generate, run_script, make_teacher, tmp_path):
-    """What is held out of more pairs may have trained it, or what it began as itself."""
+    """What is held out of more pairs may have trained it, or what it began as itself; of other noise it has not."""
     generate("fewer", num_pairs=20)
     generate("more", num_pairs=40)
+    generate("finer", "--num-steps", 8, num_pairs=40)
+    generate("others", "--seed", 1, num_pairs=40)
+    generate("smaller", num_pairs=10)  # of which one is held out, the first of the two that were
     short = ("--teacher", make_teacher(), "--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 4)
     init = ()
     for name in ("first", "second"):
         run = (*short, "--pairs", tmp_path / "fewer", "--out", tmp_path / name, *init)
         assert run_script("distill_student.py", *run).status == 0
         init = ("--init", tmp_path / name / "student.safetensors")
-        larger = (*short, "--pairs", tmp_path / "more", "--out", tmp_path / "larger", *init)
-        assert "learned from 20 pairs" in run_script("distill_student.py", *larger).error_line
+        for pairs in ("more", "finer"):
+            larger = (*short, "--pairs", tmp_path / pairs, "--out", tmp_path / "larger", *init)
+            assert "learned from 20 pairs" in run_script("distill_student.py", *larger).error_line
+    for pairs in ("others", "smaller"):
+        allowed = (*short, "--pairs", tmp_path / pairs, "--out", tmp_path / f"of_{pairs}", *init)
+        assert run_script("distill_student.py", *allowed).status == 0
 
 
 def test_a_student_cannot_make_pairs(generate, make_teacher, run_script, tmp_path):

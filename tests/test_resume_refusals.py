@@ -115,6 +115,28 @@ def test_a_run_is_not_resumed_from_other_initial_weights(commands, run_script, t
     assert load_header(tmp_path / "run" / "student.safetensors")["initial"] == first
 
 
+def test_a_teacher_does_not_begin_at_one_that_saw_what_is_held_out(commands, run_script, tmp_path, monkeypatch):
+    """Nor at what that one became meanwhile; fewer held-out images are some of the same."""
+    script, *arguments = commands["teacher"]
+
+    def train(name, val_fraction, *init):
+        result = run_script(script, *arguments, "--val-fraction", val_fraction, "--out", tmp_path / name, *init)
+        return result, ("--init", tmp_path / name / "teacher.safetensors")
+
+    _, all_seen = train("all", 0)
+    refused = "has learned from images that are held out now: give --val-fraction 0"
+    assert refused in train("refused", 0.25, *all_seen)[0].error_line
+    _, later = train("later", 0, *all_seen)
+    assert refused in train("refused", 0.25, *later)[0].error_line
+    assert not (tmp_path / "refused").exists()
+    _, quarter_held_out = train("quarter", 0.25)
+    assert train("tenth", 0.1, *quarter_held_out)[0].status == 0
+    with monkeypatch.context() as patched:  # begun by a version that did not look
+        patched.setattr("common.sources.ImageSource.require_held_out_unseen", lambda *_: None)
+        assert train("begun", 0.25, *all_seen, "--max-minutes", 1e-5)[0].status == 0
+    assert train("begun", 0.25, *all_seen)[0].status == 0
+
+
 def test_a_run_does_not_branch_from_one_with_other_arguments(commands, run_script, tmp_path):
     script, *arguments = commands["teacher"]
     run_script(script, *arguments, "--out", tmp_path / "trunk", "--max-minutes", 1e-5)
