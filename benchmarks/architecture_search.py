@@ -30,6 +30,7 @@ from common.command_line import COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.device import Precision, choose_device, describe_machine
 from common.errors import UserError
 from common.presets import SNAPSHOT_STEPS
+from common.run_log import read_metrics
 from common.unet import UNet, count_forward_flop, count_values
 
 EMA_DECAYS = (0.99, 0.995, 0.998, 0.999, 0.9995)
@@ -136,7 +137,7 @@ def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> 
     variant, model = VARIANTS[name], network_of(VARIANTS[name])
     command = training_command(variant, flop, images, out, compiled)
     run_script(command)
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(out / "metrics.jsonl")
     last = records[-1]
     losses = {f"{decay:g}": last[f"held_out_loss_ema_{decay:g}"] for decay in EMA_DECAYS[:-1]}
     losses[f"{EMA_DECAYS[-1]:g}"] = last["held_out_loss"]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.stage_scripts import as_arguments, run_script, steps_for
+from benchmarks.stage_scripts import as_arguments, run_script, schedule, steps_for
 from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.distillation_arguments import CRITICS_BY_FEATURES, USUAL_FEATURE_NETWORK
@@ -106,10 +106,6 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
 
 def needs_feature_network(losses: dict) -> bool:
     return losses["--loss"] == "features" or losses.get("--critic") in CRITICS_BY_FEATURES
-
-
-def schedule(steps: int) -> dict:
-    return {"--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
 
 
 def is_finished(path: Path) -> bool:

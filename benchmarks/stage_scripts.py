@@ -62,6 +62,11 @@ def steps_for(flop: float, command: list[str], out: Path) -> int:
     return max(2, round((flop - setup) / per_step))
 
 
+def schedule(steps: int) -> dict[str, int]:
+    """Of students that are compared: half of their steps decay, at most 100 warm up."""
+    return {"--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
+
+
 def measure_fid(checkpoint: Path, options: dict, output: Path) -> dict:
     """The line that `compute_fid.py` writes of a checkpoint, alone in the file `output`."""
     output.unlink(missing_ok=True)  # the features are kept: measuring the same again takes a moment

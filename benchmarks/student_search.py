@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from benchmarks.search_rows import protocol_of, read_rows, require_definition, write_rows
-from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, steps_for
+from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, schedule, steps_for
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
 from common.checkpoint import load_checkpoint, load_header
@@ -115,8 +115,8 @@ class Search:
         command = [variant.script, *as_arguments(options | variant.all_options)]
         wanted = self.args.flop * variant.flop_share
         steps = steps_for(wanted, command, self.runs / "one_step_of_it")
-        schedule = {"--steps": steps, "--warmup-steps": min(100, steps // 10), "--decay-steps": steps // 2}
-        return [*command, *as_arguments(schedule | {"--ema-decay": 0.998, "--evaluate-every": steps})]
+        length = {"--steps": steps, "--ema-decay": 0.998, "--evaluate-every": steps}
+        return [*command, *as_arguments(length | schedule(steps))]
 
     def folder(self, name: str) -> Path:
         return self.runs / name.replace(" ", "_").replace(",", "").replace("'", "")

@@ -12,7 +12,6 @@ alone and eager, and the profiler's list of what the network does, compiled if a
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from common.files import ROOT
 from common.muon import as_matrix
 from common.optimisation import OPTIMIZERS, ema_update, make_optimizer
 from common.presets import NETWORKS, TEACHER_RECIPES
+from common.run_log import read_metrics
 from common.unet import UNet
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
@@ -84,7 +84,7 @@ def training_rate(args: argparse.Namespace, batch_size: int, optimizer: str, com
         process = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if process.returncode:
             raise UserError(process.stderr.strip().splitlines()[-1])
-        records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        records = read_metrics(Path(folder) / "metrics.jsonl")
     rates = [record["images_per_second"] for record in records if "loss" in record][2:]
     images_per_second = statistics.median(rates)
     flop_per_image = records[-1]["training_flop"] / (records[-1]["step"] * batch_size)
