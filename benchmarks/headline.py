@@ -50,9 +50,10 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None, 
                 f"{mean_fid(best[stage]):.2f}",
                 f"{1000 * fmean(kids):.2f}" if kids else "",
                 f"{fmean(recalls):.3f}" if recalls else "",
+                ", ".join(str(line["seed"]) for line in best[stage]),
             )
         )
-    header = ("model", "network calls", "MB (+ guide)", "ms an image", "FID", "KID x 1000", "recall")
+    header = ("model", "network calls", "MB (+ guide)", "ms an image", "FID", "KID x 1000", "recall", "seed")
     table = markdown_table(*without_empty_columns(header, rows))
     chosen = (
         " Models or settings were chosen by some of these: other seeds may give a little more." if was_chosen_by else ""

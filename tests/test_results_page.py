@@ -111,7 +111,7 @@ def test_the_readme_s_table_says_what_else_was_measured():
     models = [line | {"milliseconds_in_a_batch": 12.34} for line in lines]
     cost = {"models": models, "batch_size": 64, "machine": "a machine", "arithmetic": "fp32"}
     text = headline(lines, files, cost)
-    assert "| one-step student | 7 | 11.9 | 12.3 | 31.46 | 12.30 | 0.550 |" in text
+    assert "| one-step student | 7 | 11.9 | 12.3 | 31.46 | 12.30 | 0.550 | 0, 1 |" in text
     assert "each of 64 images drawn together, a machine, fp32" in text
     assert "ms an image" not in headline(lines, files, None)
     otherwise = cost | {"models": [model | {"num_steps": 3} for model in models]}
