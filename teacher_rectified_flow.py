@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from common import command_line, flow
 from common.checkpoint import load_initial_weights, prepare
@@ -121,13 +120,12 @@ def main() -> int:
 
     # Loss
     def flow_loss(network, noise, image, labels, time_distribution, label_dropout, generator):
-        """The mean squared error of the velocity at a random time (Liu et al. 2022, equation 1)."""
+        """The mean squared error of the velocity at a random time; for a share of the images, without their label."""
         t = flow.sample_times(time_distribution, len(image), generator, device)
         if class_names:
             dropped = torch.rand(len(image), generator=generator, device=device) < label_dropout
             labels = labels.masked_fill(dropped, len(class_names))
-        velocity = network(flow.interpolate(noise, image, t), t, labels if class_names else None)
-        return F.mse_loss(velocity, flow.target_velocity(noise, image))
+        return flow.matching_loss(network, noise, image, t, labels if class_names else None)
 
     def batch_loss(network, step):
         generator = step_generator(args.seed, step, device)

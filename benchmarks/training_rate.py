@@ -25,7 +25,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import ProfilerActivity, profile
@@ -126,8 +125,8 @@ def one_step(model: UNet, batch_size: int, precision: Precision):
 
     def step():
         with precision.autocast():
-            velocity = model(flow.interpolate(noise, image, t), t, labels)
-            F.mse_loss(velocity, flow.target_velocity(noise, image)).backward()
+            loss = flow.matching_loss(model, noise, image, t, labels)
+        loss.backward()
 
     return step
 

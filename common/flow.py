@@ -10,7 +10,8 @@ and the network learns E[v | x_t, t]; following it from t = 0 to t = 1 turns noi
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 TIME_DISTRIBUTIONS = ("uniform", "logit-normal", "u-shaped")
 
@@ -30,6 +31,11 @@ def interpolate(noise: Tensor, image: Tensor, t: Tensor) -> Tensor:
 def target_velocity(noise: Tensor, image: Tensor) -> Tensor:
     """x1 - x0, the velocity of the straight line."""
     return image - noise
+
+
+def matching_loss(network: nn.Module, noise: Tensor, image: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The mean squared error of the network's velocity at times t (N,), a scalar (Liu et al. 2022, equation 1)."""
+    return F.mse_loss(network(interpolate(noise, image, t), t, labels), target_velocity(noise, image))
 
 
 def sample_times(distribution: str, count: int, generator: torch.Generator, device: torch.device) -> Tensor:

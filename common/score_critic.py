@@ -62,8 +62,7 @@ class ScoreCritic(nn.Module):
         generator = step_generator(derive_seed("critic", self.seed), step, images.device)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         t = flow.sample_times("uniform", len(images), generator, images.device)
-        velocity = self.fake(flow.interpolate(noise, images, t), t, labels)
-        return F.mse_loss(velocity, flow.target_velocity(noise, images))
+        return flow.matching_loss(self.fake, noise, images, t, labels)
 
     def update(self) -> None:
         self.optimizer.step()
