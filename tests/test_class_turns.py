@@ -1,6 +1,7 @@
 """Samples have the classes of the images that a model learned from, as often as these."""
 
 import shutil
+from argparse import Namespace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from common.device import choose_precision
 from common.image_sets import ModelSamples
 from common.pairs import PairSet
 from common.sampling import UNGUIDED
+from common.target_images import TargetImages
 
 CPU = torch.device("cpu")
 SHORT = ("--steps", 2, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8, "--precision", "fp32")
@@ -37,7 +39,7 @@ def test_a_round_has_the_shares_of_the_images_and_spreads_each_class_over_it(cou
 
 
 def test_pairs_students_and_measured_samples_have_the_classes_of_the_images(
-    run_script, image_folder, tmp_path, monkeypatch
+    run_script, compute_fid, results, image_folder, tmp_path, monkeypatch
 ):
     """From images of which the first class has nine times as many as the second."""
     from common import presets
@@ -58,6 +60,13 @@ def test_pairs_students_and_measured_samples_have_the_classes_of_the_images(
     for path in (teacher, student):
         checkpoint = load_checkpoint(path)
         assert checkpoint.header["class_counts"] == [18, 2] and checkpoint.class_turns.count(0) == 9
+    assert compute_fid(student).status == compute_fid(student, "--classes", "a", "b").status == 0
+    assert [line["classes"] for line in results()] == [None, ["a", "b"]]  # as often as in training, and in turn
+    assert results()[0]["fid"] != results()[1]["fid"]
+    target = TargetImages(
+        Namespace(critic_images="teacher"), load_checkpoint(teacher), PairSet(tmp_path / "pairs", CPU)
+    )
+    assert target.labels.bincount().tolist() == [9, 1]
 
 
 def test_only_chosen_classes_are_on_record(tmp_path):
