@@ -16,7 +16,7 @@ from common import __version__
 from common.class_turns import class_turns
 from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
-from common.files import atomic_write, canonical_json, read_tensor_file
+from common.files import atomic_write, canonical_json, readable
 from common.sampling import AUTOGUIDED, CLASSIFIER_FREE, UNGUIDED, SamplingSettings
 from common.stages import FEATURE_NETWORK, STAGES
 from common.unet import UNet, UNetConfig, without_retired_options
@@ -143,12 +143,15 @@ def _read(path: str | Path) -> tuple[bytes, dict]:
     script = scripts.get(Path(path).name)
     if script and not Path(path).exists():
         raise UserError(f"there is no checkpoint at {path}: {script} makes one")
-    content = read_tensor_file(path, "checkpoint", Path.read_bytes)
-    return content, _known(path, read_tensor_file(path, "checkpoint", lambda _: _header_in(content)))
+    with readable(path, "checkpoint") as file:
+        content = file.read_bytes()
+        header = _header_in(content)
+    return content, _known(path, header)
 
 
 def _rebuild(path: str | Path, content: bytes, network_of: Callable[[dict], nn.Module], header: dict) -> nn.Module:
-    weights = read_tensor_file(path, "checkpoint", lambda _: load(content))
+    with readable(path, "checkpoint"):
+        weights = load(content)
     try:
         model = network_of(header["config"])
         model.load_state_dict(weights, strict=True)
@@ -169,7 +172,9 @@ def _is_consistent(header: dict, config: UNetConfig) -> bool:
 
 def load_header(path: str | Path) -> dict:
     """What a checkpoint says of itself, without its weights. Raises UserError as `load_checkpoint` does."""
-    return _known(path, read_tensor_file(path, "checkpoint", _read_header))
+    with readable(path, "checkpoint"), safe_open(path, framework="pt") as file:  # which refuses one that was cut short
+        header = json.loads((file.metadata() or {}).get("header", "{}"))
+    return _known(path, header)
 
 
 def _known(path: str | Path, header: dict) -> dict:
@@ -194,11 +199,6 @@ def load_initial_weights(model: UNet, path: str | Path) -> dict:
 def initial_header(initial: Checkpoint) -> dict:
     """What the header of a model keeps of the weights that it started from: all that they say."""
     return {"initial": {"sha256": initial.sha256, **initial.header}, "initial_flop": initial.header["training_flop"]}
-
-
-def _read_header(path: Path) -> dict:
-    with safe_open(path, framework="pt") as file:  # which refuses a file that was cut short
-        return json.loads((file.metadata() or {}).get("header", "{}"))
 
 
 def _header_in(content: bytes) -> dict:

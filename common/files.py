@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -146,18 +146,20 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_tensor_file(path: str | Path, what: str, load: Callable, **options):
-    """`load(path, **options)`, with any damage reported as a UserError that says `what` the file should have been.
+@contextmanager
+def readable(path: str | Path, what: str) -> Iterator[Path]:
+    """Yields `path`; damage that is found while it is read becomes a UserError that says `what` it should have been.
 
-    torch and safetensors raise a dozen kinds of exception for a truncated or foreign file; to the user they are one.
+    torch, numpy and safetensors raise a dozen kinds of exception for a truncated or foreign file; to the user they are
+    one. So is a file that is missing.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a {what}")
+    if not path.is_file():
+        raise UserError(f"there is no {what} at {path}")
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, not a {what}")
-        if not path.is_file():
-            raise UserError(f"there is no {what} at {path}")
-        return load(path, **options)
+        yield path
     except UserError:
         raise
     except Exception as error:

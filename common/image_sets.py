@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.checkpoint import Checkpoint
 from common.device import Precision
 from common.errors import UserError
-from common.files import is_hidden, read_tensor_file
+from common.files import is_hidden, readable
 from common.images import open_rgb, to_uint8
 from common.lineage import student_training_runs
 from common.noise import BLOCK_SIZE, derive_seed
@@ -228,12 +228,8 @@ def load_image_set(path: Path, count: int | None = None, seed: int = 0) -> Store
 
 def read_npz(path: Path) -> Tensor:
     """`arr_0` of an .npz as uint8 (N, 3, H, W)."""
-    pixels = read_tensor_file(path, ".npz of images", _read_arr_0)
+    with readable(path, ".npz of images"), np.load(path, allow_pickle=False) as file:
+        pixels = file["arr_0"]
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
         raise UserError(f"{path}: arr_0 must be uint8 (N, height, width, 3), not {pixels.dtype} {pixels.shape}")
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-
-def _read_arr_0(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as file:
-        return file["arr_0"]

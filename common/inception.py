@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
 
 from common.errors import UserError
-from common.files import read_tensor_file
+from common.files import readable
 
 FEATURE_COUNT = 2048
 BATCH_SIZES = {"cpu": 16, "cuda": 128}
@@ -49,9 +49,10 @@ class Inception:
 
 def read_network(path: Path) -> tuple[FeatureExtractorInceptionV3, str]:
     """The network in evaluation mode, and the SHA-256 of the file that its weights are from."""
-    content = read_tensor_file(path, "file of Inception weights", Path.read_bytes)
-    # torch-fidelity reads with weights_only=False, which runs any code in a file: the same bytes are read safely first.
-    read_tensor_file(path, "file of Inception weights", lambda _: torch.load(io.BytesIO(content), weights_only=True))
+    with readable(path, "file of Inception weights"):
+        content = path.read_bytes()
+        # torch-fidelity reads with weights_only=False, which runs any code in a file: the same bytes first, safely.
+        torch.load(io.BytesIO(content), weights_only=True)
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], io.BytesIO(content))
     except (AttributeError, TypeError, RuntimeError):

@@ -12,7 +12,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from common.errors import UserError
-from common.files import atomic_write, read_tensor_file
+from common.files import atomic_write, readable
 
 CHUNK = 2048
 """Features that are converted to float64 at a time: memory does not grow with the number of samples."""
@@ -45,7 +45,8 @@ def load_statistics(path: str | Path) -> Statistics:
 
     Raises UserError for a file that is missing, damaged, or holds something else.
     """
-    mean, covariance = read_tensor_file(path, ".npz of statistics (mu, sigma)", _read_mu_and_sigma)
+    with readable(path, ".npz of statistics (mu, sigma)"), np.load(path, allow_pickle=False) as file:
+        mean, covariance = (file[name].astype(np.float64) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are not a mean and its covariance")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
@@ -53,11 +54,6 @@ def load_statistics(path: str | Path) -> Statistics:
     if not np.allclose(covariance, covariance.T):
         raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
     return Statistics(mean, covariance)
-
-
-def _read_mu_and_sigma(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
 
 
 def save_statistics(path: str | Path, values: Statistics) -> None:

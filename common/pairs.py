@@ -19,7 +19,7 @@ from torch import Tensor
 from common.augmentation import flip
 from common.checkpoint import Checkpoint
 from common.errors import UserError
-from common.files import canonical_json, read_tensor_file
+from common.files import canonical_json, readable
 from common.lineage import lineage
 from common.sampling import Generated, SamplingSettings
 from common.solvers import grid_index, in_words
@@ -56,7 +56,8 @@ def shard_tensors(batches: list[Generated]) -> dict[str, Tensor]:
 
 def read_shard(path: Path) -> dict:
     """Memory-maps a shard. Raises UserError for a file that is missing, damaged, or no shard of noise pairs."""
-    shard = read_tensor_file(path, "file of noise pairs", torch.load, weights_only=True, mmap=True)
+    with readable(path, "file of noise pairs"):
+        shard = torch.load(path, weights_only=True, mmap=True)
     if not isinstance(shard, dict) or not isinstance(shard.get("header"), dict):
         raise UserError(f"{path} is not a file of noise pairs of this project")
     if shard["header"].get("format") != FORMAT:

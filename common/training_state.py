@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
-from common.files import read_tensor_file
+from common.files import readable
 from common.training_arguments import Recipe
 
 RECIPE_OPTIONS = {field.name for field in fields(Recipe)}
@@ -24,7 +24,8 @@ KEYS = {
 
 def load_training_state(path: Path) -> dict:
     """Tensors and plain values. Raises UserError for a file that is missing, damaged or foreign."""
-    state = read_tensor_file(path, "training state", torch.load, weights_only=True, map_location="cpu")
+    with readable(path, "training state"):
+        state = torch.load(path, weights_only=True, map_location="cpu")
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise UserError(f"{path} is not a training state of this project")
     return state

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from common.checkpoint import load_checkpoint, load_header, load_initial_weights, save_checkpoint
 from common.errors import UserError
-from common.files import atomic_write, read_tensor_file, require_writable, sha256
+from common.files import atomic_write, require_writable, sha256
+from common.training_state import load_training_state
 from common.unet import RETIRED_OPTIONS, UNet
 
 
@@ -128,4 +129,4 @@ def test_what_could_not_be_written_later_is_refused_now(tmp_path):
 def test_pickled_objects_are_never_loaded(tmp_path):
     torch.save({"module": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
     with pytest.raises(UserError, match="not a readable training state"):
-        read_tensor_file(tmp_path / "module.pt", "training state", torch.load, weights_only=True)
+        load_training_state(tmp_path / "module.pt")
