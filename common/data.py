@@ -121,6 +121,11 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
 def _load_cifar10(path: Path, image_size: int) -> ImageData:
     if image_size != 32:
         raise UserError(f"CIFAR-10 images are 32 x 32, the model wants {image_size} x {image_size}")
+    if holds_pictures(path):  # what is unpacked among them would be one of their classes
+        raise UserError(
+            f"{path} holds pictures, and CIFAR-10 is not to be unpacked there: give another --data-dir or, for the "
+            "pictures themselves, --data folder"
+        )
     try:
         data = CIFAR10(path, train=True, download=True)
     except (OSError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, ArgumentParser, bounded
-from common.data import CIFAR10_NAMES, DATA_SETS, holds_pictures
+from common.data import DATA_SETS
 from common.errors import UserError
 from common.optimisation import MUON_MOMENTUM, OPTIMIZERS
 
@@ -85,7 +85,6 @@ class Recipe:
 
 def add_data_arguments(parser: ArgumentParser) -> argparse._ArgumentGroup:
     """Which images to train on, and which of them not. Returns the group, to which a stage can add."""
-    parser.checks.append(refuse_pictures_as_cifar10)
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data", choices=DATA_SETS, help="data set; cifar10-jpeg: each image of CIFAR-10 through JPEG of quality 75"
@@ -98,12 +97,6 @@ def add_data_arguments(parser: ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--no-flips", action="store_true", help="no horizontal mirroring")
     parser.set_defaults(**DATA_DEFAULTS)
     return group
-
-
-def refuse_pictures_as_cifar10(args: argparse.Namespace) -> None:
-    """Raises UserError where CIFAR-10 would be downloaded into a folder of pictures, which `--data-dir` names."""
-    if args.data in CIFAR10_NAMES and args.data_dir != DATA_DEFAULTS["data_dir"] and holds_pictures(args.data_dir):
-        raise UserError(f"{args.data_dir} holds pictures: add --data folder, or give another --data-dir for CIFAR-10")
 
 
 def refuse_data_arguments(args: argparse.Namespace) -> None:

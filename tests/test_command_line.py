@@ -117,7 +117,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
             ("teacher_rectified_flow.py", "--pairs", "noise_pairs", "--data", "shapes", *SHORT),
             "--data is for training on images",
         ),
-        (("teacher_rectified_flow.py", "--data-dir", image_folder, *SHORT), "holds pictures: add --data folder, or"),
+        (("teacher_rectified_flow.py", "--data-dir", image_folder, *SHORT), "holds pictures, and CIFAR-10"),
         (("teacher_rectified_flow.py", *data, "nowhere", *SHORT), "no image folder at nowhere"),
         (("teacher_rectified_flow.py", "--data", "shapes", "--crop", "--out", "s", *SHORT), "--crop needs an image"),
         (

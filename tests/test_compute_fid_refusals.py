@@ -62,6 +62,8 @@ def test_references_that_cannot_serve_are_refused(compute_fid, make_teacher, tmp
     assert "not a readable .npz of statistics" in compute_fid(teacher, reference=damaged).error_line
     assert "not a readable .npz of statistics" in compute_fid(teacher, reference=random_noise).error_line
     assert "no reference 'nowhere'" in compute_fid(teacher, reference="nowhere").error_line
+    pictures = compute_fid(teacher, "--data-dir", tmp_path / "small", reference="cifar10").error_line
+    assert "small holds pictures, and CIFAR-10 is not to be unpacked there" in pictures
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
     assert "of 3 features, not 16" in compute_fid(teacher, reference=tmp_path / "narrow.npz").error_line
     (tmp_path / "narrow.npz").unlink()

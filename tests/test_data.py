@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from common import data, shapes
 from common.data import load_images, split_held_out
@@ -138,6 +139,7 @@ def test_cifar10_is_torchvisions_in_the_projects_layout(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 
     class FewImages:
+        base_folder, filename = CIFAR10.base_folder, CIFAR10.filename
         data, targets, classes = pixels, [3, 1, 0, 9], ["airplane", "automobile"]
 
         def __init__(self, root, train, download):
