@@ -10,6 +10,7 @@ Compare    python sample.py --compare checkpoints/pretrained/{teacher,four_step,
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -96,12 +97,13 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
     require_comparable(checkpoints)
     sampling_arguments.refuse_settings_for_students(args, checkpoints)
     recipes = recipes_of_teachers(checkpoints)
+    checkpoints = [as_for_pairs(checkpoint, recipes.get(checkpoint.sha256), args) for checkpoint in checkpoints]
     classes = sampling_arguments.chosen_classes(args.classes, checkpoints[0])
     settings = []
     for checkpoint in checkpoints:
         base, recipe = checkpoint.settings, recipes.get(checkpoint.sha256)
         if recipe:
-            base = settings_of_pairs(recipe, checkpoint, args)
+            base = SamplingSettings(**recipe["sampling"])
         settings.append(sampling_arguments.sampling_settings(args, checkpoint, base))
     sampling_arguments.refuse_interval_without_guidance(args, settings)
     columns = [
@@ -131,15 +133,22 @@ def recipes_of_teachers(checkpoints: list[Checkpoint]) -> dict[str, dict]:
     return recipes
 
 
-def settings_of_pairs(recipe: dict, teacher: Checkpoint, args: argparse.Namespace) -> SamplingSettings:
-    """Raises UserError where the pairs' guide is not the one that is given, and nothing is said of guidance."""
-    guide = teacher.guide.sha256 if teacher.guide else None
-    if guide != recipe.get("guide") and not sampling_arguments.guidance_was_asked_for(args):
+def as_for_pairs(checkpoint: Checkpoint, recipe: dict | None, args: argparse.Namespace) -> Checkpoint:
+    """A teacher whose students' pairs had no guide, without the one that lies beside it and that nobody asked for.
+
+    Raises UserError where the pairs' guide is not the one that is given, and nothing is said of guidance.
+    """
+    if not recipe or sampling_arguments.guidance_was_asked_for(args):
+        return checkpoint
+    if not recipe.get("guide") and not args.guide:
+        return replace(checkpoint, guide=None)
+    if recipe.get("guide") != (checkpoint.guide.sha256 if checkpoint.guide else None):
+        remedy = "with --guide" if recipe.get("guide") else "without --guide"
         raise UserError(
-            f"the students' pairs were made {how_guided(recipe)}: run {teacher.path} so (--guide), or say how to "
+            f"the students' pairs were made {how_guided(recipe)}: run {checkpoint.path} so, {remedy}, or say how to "
             "guide it (--guidance-scale)"
         )
-    return SamplingSettings(**recipe["sampling"])
+    return checkpoint
 
 
 if __name__ == "__main__":

@@ -95,7 +95,10 @@ def _difference(found: dict, recipe: dict) -> str:
     if key in ("seed", "precision"):
         return f"with --{key} {before}, not {now}: give --{key} {before}, or "
     if key == "guide":
-        remedy = f"give the file of SHA-256 {before[:12]}... as --guide" if before else "give --guide-scale 1"
+        if before:
+            remedy = f"give the file of SHA-256 {before[:12]}... as --guide"
+        else:
+            remedy = f"give --guidance-scale {found['sampling']['guidance_scale']:g} and no --guide"
         return f"{how_guided(found)}, not {how_guided(recipe)}: {remedy}, or "
     if key == "trajectory_times":
         before, now = (in_words(times) or "none" for times in (before, now))

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_CONFIG
+from conftest import SMALL_CONFIG, save_students
 
 from common.checkpoint import load_checkpoint, load_initial_weights
 from common.noise import sample_noise
 from common.pairs import PairSet
-from common.sampling import SamplingSettings, balanced_labels, draw
+from common.sampling import CLASSIFIER_FREE, SamplingSettings, balanced_labels, draw
 from common.unet import UNet, UNetConfig, count_forward_flop
 
 NARROW = UNetConfig(widths=(16, 16), head_width=16, embedding_width=16, blocks_per_level=2, num_classes=10)
@@ -150,6 +150,18 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     assert run_script(*comparing, "--guide", guide, "--guide-scale", 3).status == 0
 
 
+def test_a_guide_that_came_after_the_pairs_does_not_change_a_comparison(run_script, teacher_and_guide, tmp_path):
+    teacher, guide = teacher_and_guide
+    save_students(tmp_path, teacher)  # of pairs without a guide, by classifier-free guidance
+    models = (teacher, tmp_path / "student.safetensors")
+    comparing = ("sample.py", "--compare", *models, "--num-images", 10, "--out", tmp_path / "figure.png")
+    before = run_script(*comparing).out.splitlines()[2].split()
+    shutil.copy(guide, teacher.with_name("guide.safetensors"))
+    after = run_script(*comparing).out.splitlines()[2].split()
+    assert after[:4] == before[:4] and CLASSIFIER_FREE.guidance_scale == 2
+    assert "without a guide: run" in run_script(*comparing, "--guide", guide).error_line
+
+
 def test_a_result_names_the_guide(run_script, random_inception, teacher_and_guide, image_folder, tmp_path):
     teacher, guide = teacher_and_guide
     how = ("--solver", "euler", "--num-steps", 2, "--num-samples", 20, "--kid-only", "--guide", guide)
@@ -164,8 +176,6 @@ def test_a_result_names_the_guide(run_script, random_inception, teacher_and_guid
 
 
 def test_guides_that_cannot_guide_are_refused(run_script, make_teacher, tmp_path):
-    from dataclasses import replace
-
     teacher = make_teacher()
     unconditional = make_teacher(config=replace(SMALL_CONFIG, num_classes=0))
     out = ("--out", tmp_path / "samples.png")

@@ -77,7 +77,10 @@ def test_another_recipe_is_refused_and_overwrites_nothing(generate, make_teacher
     assert "give --guidance-scale 2.0 --guidance-interval 0.1 0.8, or" in other
     assert "not 0.5: give --trajectory-times with these" in generate("pairs", "--trajectory-times", 0.5).error_line
     guided = generate("pairs", "--guide", make_teacher(seed=1)).error_line
-    assert "was made without a guide, not with the guide of SHA-256" in guided and "give --guide-scale 1, or" in guided
+    assert (
+        "was made without a guide, not with the guide of SHA-256" in guided
+        and "give --guidance-scale 2 and no --guide, or" in guided
+    )
     assert "made with teacher" in generate(teacher=make_teacher(seed=1)).error_line
     assert folder_contents(tmp_path / "pairs") == before
 
