@@ -33,8 +33,8 @@ class ImageSource:
             raise UserError("there are no images to train on: lower --val-fraction or add images")
         self.class_names = data.class_names
         self.training, self.device = training.to(device), device
-        every = max(1, math.ceil(len(held_out) / HELD_OUT_LIMIT))  # the data may be sorted by class: take some of all
-        self.held_out = held_out.select(torch.arange(0, len(held_out), every)).to(device)
+        every = max(1, math.ceil(len(held_out) / HELD_OUT_LIMIT))
+        self.held_out = held_out.select(held_out.labels.argsort(stable=True)[::every]).to(device)  # some of all classes
         counts = count_classes(training.labels, len(data.class_names))
         self.description = {"images_sha256": data.sha256(), "num_images": len(training), **counts}
 

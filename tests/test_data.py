@@ -13,6 +13,7 @@ from common.data import load_images, split_held_out
 from common.errors import UserError
 from common.image_sets import PictureFiles
 from common.images import through_jpeg
+from common.sources import ImageSource
 
 
 def write(folder, name, image):
@@ -187,6 +188,15 @@ def test_held_out_images_are_the_last_of_each_class():
     assert held_out.images.flatten().tolist() == [27, 28, 29, 39]
     assert len(training) == 36 and not set(training.images.flatten().tolist()) & {27, 28, 29, 39}
     assert len(split_held_out(data.ImageData(images, labels, ["a", "b"]), 0.0)[0]) == 40
+
+
+def test_the_held_out_loss_is_of_all_classes_alike_in_whatever_order_they_come(monkeypatch):
+    monkeypatch.setattr("common.sources.HELD_OUT_LIMIT", 20)
+    images = torch.zeros(400, 3, 1, 1, dtype=torch.uint8)
+    in_turn = torch.arange(400) % 10
+    for labels in (in_turn, in_turn.sort().values):
+        source = ImageSource(data.ImageData(images, labels, list("abcdefghij")), 0.5, torch.device("cpu"))
+        assert source.held_out.labels.bincount().tolist() == [2] * 10
 
 
 def test_a_batch_is_a_gather_and_a_flip():
