@@ -5,7 +5,16 @@ from statistics import fmean
 
 from common.errors import UserError
 from common.files import ROOT
-from common.results import CHOOSING_SEED, comparable_groups, group_title, machine_of, machines_of, way_of
+from common.results import (
+    CHOOSING_SEED,
+    comparable_groups,
+    group_title,
+    latest_by_seed,
+    machine_of,
+    machines_of,
+    mean_fid,
+    way_of,
+)
 from common.stages import STAGES
 from common.tables import markdown_table, without_empty_columns
 
@@ -77,8 +86,4 @@ def by_seed(group: Sequence[dict]) -> list[list[dict]]:
         if result["fid"] is not None:
             how = (result["arithmetic"], result["device"], result["batch_size"])
             ways.setdefault((*way_of(result), *how), []).append(result)
-    return list(ways.values())
-
-
-def mean_fid(results: Sequence[dict]) -> float:
-    return fmean(result["fid"] for result in results)
+    return [latest_by_seed(results) for results in ways.values()]

@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from benchmarks.commands_section import commands_section
 from benchmarks.cost_section import NEEDED_OF_COST, complete_cost, cost_section
 from benchmarks.guidance_section import NEEDED_OF_GUIDED, guidance_section
-from benchmarks.headline import by_seed, headline, mean_fid
+from benchmarks.headline import by_seed, headline
 from benchmarks.losses_section import losses_section
 from common.checkpoint import GUIDE_NAME, Checkpoint, load_checkpoint
 from common.command_line import ArgumentParser, run
@@ -31,6 +31,7 @@ from common.results import (
     group_title,
     in_reading_order,
     machines_of,
+    mean_fid,
     measured_on,
     name_of,
     read_results,

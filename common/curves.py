@@ -4,11 +4,10 @@ import io
 from collections.abc import Sequence
 from itertools import chain, count
 from math import nan
-from statistics import fmean
 
 from common.files import canonical_json
 from common.lineage import losses_in_words
-from common.results import group_title, name_of, run_of
+from common.results import group_title, mean_fid, name_of, run_of
 
 MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 AXES = {
@@ -41,10 +40,10 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
         series.setdefault(canonical_json(key), []).append(result)
     labelled: dict[str, Points] = {}
     for results in series.values():
-        fids: dict[float, list[float]] = {}
+        at: dict[float, list[dict]] = {}
         for result in results:
-            fids.setdefault(result[axis], []).append(result["fid"])
-        points = sorted((place, fmean(values)) for place, values in fids.items())
+            at.setdefault(result[axis], []).append(result)
+        points = sorted((place, mean_fid(measured)) for place, measured in at.items())
         if axis == "nfe" or len(points) > 1:
             label = _series_label(results, axis)
             numbered = chain([label], (f"{label} [{number}]" for number in count(2)))
@@ -67,7 +66,7 @@ def _series_of_students(group: Sequence[dict]) -> dict[str, Points]:
         while start_of(first) in students:
             start = students[start_of(first)][0]
             flop, first = flop + first["training_flop"] - start["training_flop"], start
-        return flop, fmean(result["fid"] for result in students[student["stage"], student["checkpoint"]])
+        return flop, mean_fid(students[student["stage"], student["checkpoint"]])
 
     pieces: dict[str, list[Points]] = {}
     for student, *_ in students.values():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
+from statistics import fmean
 
 from filelock import FileLock
 
@@ -71,6 +72,16 @@ def append_result(path: Path, result: dict, needed: Set[str] = NEEDED) -> bool:
 
 def _measurement(result: dict) -> str:
     return canonical_json({key: value for key, value in result.items() if key not in CIRCUMSTANCES})
+
+
+def latest_by_seed(results: Sequence[dict]) -> list[dict]:
+    """The last result of a model by each sampling seed: the same samples measured elsewhere are no others."""
+    return list({(result["checkpoint"], result["guide"], result["seed"]): result for result in results}.values())
+
+
+def mean_fid(results: Sequence[dict]) -> float:
+    """Over sampling seeds."""
+    return fmean(result["fid"] for result in latest_by_seed(results))
 
 
 def name_of(result: dict) -> str:

@@ -39,6 +39,8 @@ def test_a_curve_has_a_line_for_each_model_or_way_of_running_it():
     seeds = curve_series([*group, *again])
     assert seeds[f"teacher, euler, {guided}"] == [(1, 90.0), (7, 22.0)]  # the mean of two seeds
     assert seeds[f"teacher, euler 4, {guided}"] == [(7, 26.0)]
+    elsewhere = result(nfe=7, num_steps=4, fid=20.5, arithmetic="bf16")  # the same samples, not a third seed
+    assert curve_series([*group, *again, elsewhere])[f"teacher, euler, {guided}"] == [(1, 90.0), (7, 22.25)]
     once, twice = (result(checkpoint=letter * 64) for letter in "ab")
     assert list(curve_series([once, twice])) == [f"teacher, euler 4, {guided}", f"teacher, euler 4, {guided} [2]"]
     longer = result(checkpoint="h" * 64, training_flop=2e15, nfe=7, num_steps=4, fid=15.0)
