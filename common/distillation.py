@@ -114,12 +114,16 @@ class Distillation:
         student, beginning = UNet(config), {}
         if self.args.init:
             initial = load_initial_weights(student, self.args.init)["initial"]
-            if not has_begun(self.args.out):
-                self.pairs.require_held_out_unseen(initial, self.args.init)
+            self._require_held_out_unseen(initial, self.args.init)
             beginning = {"initial": initial, "initial_flop": flop_beside(self.teacher, initial)}
         elif not self.args.student_network:
+            self._require_held_out_unseen(self.teacher.header, self.args.teacher)
             student.load_state_dict(self.teacher.model.state_dict())
         return prepare(student, self.device), beginning
+
+    def _require_held_out_unseen(self, header: dict, path: Path) -> None:
+        if not has_begun(self.args.out):
+            self.pairs.require_held_out_unseen(header, path)
 
     def image_distance(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Distances (n,) of images (n, C, H, W): of their pixels and, with --loss features, of their features."""

@@ -1,6 +1,7 @@
 """The pair generator through its command line, and the pair set that the students read."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -216,6 +217,34 @@ def test_a_student_that_begins_as_one_of_fewer_pairs_is_refused(generate, run_sc
     for pairs in ("others", "smaller"):
         allowed = (*short, "--pairs", tmp_path / pairs, "--out", tmp_path / f"of_{pairs}", *init)
         assert run_script("distill_student.py", *allowed).status == 0
+
+
+def test_a_student_does_not_begin_as_a_teacher_that_learned_from_what_is_held_out(
+    generate, run_script, make_teacher, tmp_path
+):
+    """A teacher after reflow, whose own new pairs have the noise of those that straightened it."""
+    generate("of_first", num_pairs=20)
+    short = ("--steps", 1, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 4)
+    network = {name: value for name, value in SMALL_CONFIG.to_dict().items() if name != "num_classes"}
+    start = ("--preset", "tiny", "--network", json.dumps(network), "--init", make_teacher())
+    reflow = ("--pairs", tmp_path / "of_first", *start, "--out", tmp_path / "reflow")
+    result = run_script("teacher_rectified_flow.py", *reflow, *short)
+    assert result.status == 0, result.err
+    straightened = tmp_path / "reflow" / "teacher.safetensors"
+    generate("of_second", num_pairs=40, teacher=straightened)
+    student = ("--teacher", straightened, "--pairs", tmp_path / "of_second", *short, "--out", tmp_path / "student")
+    refused = run_script("distill_student.py", *student).error_line
+    assert "teacher.safetensors learned from 20 pairs" in refused
+    assert run_script("distill_student.py", *student, "--num-pairs", 20).status == 0
+
+
+def test_images_that_are_not_finite_make_no_pairs(generate, make_teacher, tmp_path):
+    teacher = make_teacher()
+    checkpoint = load_checkpoint(teacher)
+    checkpoint.model.final_conv.weight.data.fill_(1e6)
+    save_checkpoint(teacher, checkpoint.model, checkpoint.header)
+    assert "the teacher's images are not finite" in generate(teacher=teacher).error_line
+    assert not list((tmp_path / "pairs").glob("*.pt"))
 
 
 def test_a_student_cannot_make_pairs(generate, make_teacher, run_script, tmp_path):
