@@ -42,7 +42,10 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def shard_tensors(batches: list[Generated]) -> dict[str, Tensor]:
-    """fp16 tensors of a shard, (n, C, H, W) and for the states (n, times, C, H, W)."""
+    """fp16 tensors of a shard, (n, C, H, W) and for the states (n, times, C, H, W).
+
+    Raises UserError for images that are not finite: as targets they would stop every student that sees them.
+    """
     tensors = {
         "noise": torch.cat([batch.noise for batch in batches]).half(),
         "image": torch.cat([batch.images for batch in batches]).half(),
@@ -51,6 +54,8 @@ def shard_tensors(batches: list[Generated]) -> dict[str, Tensor]:
         tensors["states"] = torch.cat([torch.stack(batch.states, dim=1) for batch in batches]).half()
     if batches[0].labels is not None:
         tensors["labels"] = torch.cat([batch.labels for batch in batches])
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UserError("the teacher's images are not finite: guide it less, or give --precision fp32")
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
