@@ -28,7 +28,6 @@ from common.lineage import feature_networks
 from common.pairs import PairSet
 from common.results import CHOOSING_SEED, NEEDED_OF_OPINIONS, read_results
 from common.stages import STAGES
-from common.training_state import ADDED_OPTIONS
 
 RECIPE = {
     "--batch-size": 128,
@@ -123,9 +122,8 @@ def require_same_definition(path: Path, name: str, args: argparse.Namespace) -> 
     if abs(flop - args.flop) > (flop - header.get("setup_flop", 0)) / header["step"]:
         raise UserError(f"{path} was trained for {flop:g} FLOP, not {args.flop:g}: {remedy}")
     options = RECIPE | schedule(header["step"]) | {option: losses.get(option) for option in LOSS_OPTIONS}
-    arguments = ADDED_OPTIONS | header["arguments"]
     for option, value in options.items():
-        found = arguments.get(option.removeprefix("--").replace("-", "_"))
+        found = header["arguments"].get(option.removeprefix("--").replace("-", "_"))
         if found != value:
             raise UserError(f"{path} was trained with {option} {found}, not {value}: {remedy}")
     networks = {sha256(args.feature_network or USUAL_FEATURE_NETWORK)} if needs_feature_network(losses) else set()

@@ -71,12 +71,8 @@ def read_shard(path: Path) -> dict:
 
 
 def recipe_of(header: dict) -> dict:
-    """What all shards of a set have in common: the header without the shard's own place in the set.
-
-    Its settings are as this version would write them: earlier ones kept an interval that guided nothing.
-    """
-    recipe = {key: value for key, value in header.items() if key not in ("start", "count", "flop")}
-    return recipe | {"sampling": SamplingSettings(**recipe["sampling"]).to_dict()}
+    """What all shards of a set have in common: the header without the shard's own place in the set."""
+    return {key: value for key, value in header.items() if key not in ("start", "count", "flop")}
 
 
 def existing_count(path: Path, recipe: dict) -> int:

@@ -30,8 +30,6 @@ from common.training_state import (
 
 BEGINNING = ("initial", "initial_flop")
 """What a header says of the weights that a run started from; no part of its identity, since they may be lost by now."""
-IMPLIED = ("class_counts",)
-"""What follows from the rest of a header, and was not in those of earlier versions: no part of a run's identity."""
 
 
 class Critic(Protocol):
@@ -74,7 +72,7 @@ class TrainingRun:
         self.args, self.model, self.precision, self.critic = args, model, precision, critic
         self.images_per_step = images_per_step or args.batch_size
         self.weights_path = args.out / weights_name
-        described = {name: value for name, value in header.items() if name not in BEGINNING + IMPLIED}
+        described = {name: value for name, value in header.items() if name not in BEGINNING}
         self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **described}
         self.header = {**header, "arguments": recorded(args), "precision": precision.name}
         self.header["code_version"] = code_version()  # of the code that runs, whatever is committed meanwhile

@@ -52,20 +52,15 @@ def compact(state: dict) -> dict:
     return {**state, "model": weights, "averages": {}, "optimizer": None, "critic": None}
 
 
-ADDED_OPTIONS = {"muon_momentum": 0.95}
-"""Options that earlier versions did not have, with the value that they trained with."""
-
-
 def check_identity(state: dict, identity: dict, run: Path, is_own: bool) -> None:
     """Raises UserError where a run would go on with other arguments or data than it began with.
 
     `is_own`: the state is that in --out; else it is that of --branch-from.
     """
     elsewhere = "use another --out" if is_own else "branch from another run"
-    arguments, earlier = identity["arguments"], ADDED_OPTIONS | state["identity"]["arguments"]
-    idle = idle_options(arguments)
-    for name, value in arguments.items():
-        if earlier.get(name) != value and name not in idle:
+    earlier = state["identity"]["arguments"]
+    for name, value in identity["arguments"].items():
+        if earlier.get(name) != value:
             difference = _difference(f"--{name.replace('_', '-')}", earlier.get(name), value)
             hint = " (or the same --preset)" if name in RECIPE_OPTIONS else ""
             raise UserError(f"the run in {run} was {difference}{hint}, or {elsewhere}")
@@ -77,16 +72,6 @@ def check_identity(state: dict, identity: dict, run: Path, is_own: bool) -> None
             what = "images" if name == "images_sha256" else name.replace("_", " ")
             other = f"{'other' if what.endswith('s') else 'another'} {what}"
             raise UserError(f"the run in {run} was made with {other}: {elsewhere}")
-
-
-def idle_options(arguments: dict) -> set[str]:
-    """Those that do nothing in a run with these arguments: earlier versions took and recorded them."""
-    idle = set()
-    if arguments.get("unconditional"):
-        idle.add("label_dropout")
-    if arguments["optimizer"] != "muon":
-        idle.add("muon_momentum")
-    return idle
 
 
 def _difference(option: str, before: object, now: object) -> str:

@@ -5,7 +5,6 @@ The blocks follow Ho et al. 2020 (DDPM) with the scale-and-shift conditioning of
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,6 @@ from common.blocks import (
     time_features,
     zero_initialised,
 )
-from common.errors import UserError
 
 SKIPS = ("concatenated", "added")
 
@@ -89,12 +87,9 @@ class UNetConfig:
         return asdict(self)
 
 
-def without_retired_options(config: dict, source: str | Path) -> dict:
-    """A configuration as this version knows it. Raises UserError, naming the source, for a network that is gone."""
-    for name, left in RETIRED_OPTIONS.items():
-        if config.get(name, left) != left:
-            raise UserError(f"{source} has a network with {name} {config[name]!r}, and this version only {left!r}")
-    return {name: value for name, value in config.items() if name not in RETIRED_OPTIONS}
+def without_retired_options(config: dict) -> dict:
+    """A configuration as `UNetConfig` takes it; one of a network that is gone keeps what is refused there."""
+    return {name: value for name, value in config.items() if (name, value) not in RETIRED_OPTIONS.items()}
 
 
 class AttendedBlock(nn.Module):

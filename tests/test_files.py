@@ -72,15 +72,10 @@ def test_a_checkpoint_that_names_retired_options_of_the_network_is_the_same_mode
         assert torch.equal(earlier.state_dict()[name], value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("normalisation", "layer"), ("activation", "relu"), ("convolution_groups", 4), ("middle_attention", True)],
-)
-def test_a_checkpoint_of_a_network_that_is_gone_is_refused_by_its_option(make_teacher, name, value):
-    path = with_config(make_teacher(), RETIRED_OPTIONS | {name: value})
-    with pytest.raises(UserError) as caught:
+def test_a_checkpoint_of_a_network_that_is_gone_is_refused(make_teacher):
+    path = with_config(make_teacher(), RETIRED_OPTIONS | {"activation": "relu"})
+    with pytest.raises(UserError, match="do not fit the network that its header describes"):
         load_checkpoint(path)
-    assert str(caught.value).startswith(f"{path} has a network with {name} {value!r}, ")
 
 
 def test_weights_of_another_architecture_are_refused(make_teacher):

@@ -157,7 +157,7 @@ def made_by(header: dict, args: argparse.Namespace) -> bool:
     if networks := feature_networks(header):
         return len(networks) == len(args.feature_network or [USUAL_FEATURE_NETWORK])
     if header["stage"] == "teacher":
-        config = UNetConfig(**without_retired_options(header["config"], "the checkpoint"))
+        config = UNetConfig(**without_retired_options(header["config"]))
         return config == replace(network_of(args.preset, args.network), num_classes=10)
     if header["stage"] == FEATURE_NETWORK:
         return ClassifierConfig(**header["config"]) == classifier_of(10, args.network)

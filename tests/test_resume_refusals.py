@@ -8,9 +8,8 @@ import torch
 from conftest import folder_contents, save_model
 
 from common.checkpoint import load_checkpoint, load_header
-from common.files import folder_to_oneself, save_tensor_file
+from common.files import folder_to_oneself
 from common.presets import NETWORKS
-from common.training_state import STATE_FILE, load_training_state
 
 
 def test_a_run_that_another_process_trains_is_left_alone(commands, run_script, tmp_path):
@@ -53,28 +52,6 @@ def test_a_run_is_not_resumed_on_other_images_or_on_pairs(commands, run_script, 
     (image,) = list((folder / "circle").iterdir())[:1]
     shutil.copy(image, folder / "square" / "another.png")
     assert "was made with other images: use another --out" in run_script(*run).error_line
-
-
-def test_a_run_of_a_version_without_an_option_is_resumed_with_what_it_then_was(commands, run_script, tmp_path):
-    script, *arguments = commands["muon"]
-    run_script(script, *arguments, "--out", tmp_path / "run", "--max-minutes", 1e-5)
-    state = load_training_state(tmp_path / "run" / STATE_FILE)
-    del state["identity"]["arguments"]["muon_momentum"]
-    save_tensor_file(tmp_path / "run" / STATE_FILE, state)
-    result = run_script(script, *arguments, "--out", tmp_path / "run", "--muon-momentum", 0.6)
-    assert "was made with --muon-momentum 0.95, not 0.6" in result.error_line
-    assert run_script(script, *arguments, "--out", tmp_path / "run").status == 0
-
-
-def test_options_that_did_nothing_do_not_keep_a_run_from_going_on(commands, run_script, tmp_path):
-    """Earlier versions took and recorded them."""
-    script, *arguments = commands["teacher"]
-    run = (script, *arguments, "--unconditional", "--optimizer", "adamw", "--out", tmp_path / "run")
-    run_script(*run, "--max-minutes", 1e-5)
-    state = load_training_state(tmp_path / "run" / STATE_FILE)
-    state["identity"]["arguments"] |= {"muon_momentum": 0.7, "label_dropout": 0.3}
-    save_tensor_file(tmp_path / "run" / STATE_FILE, state)
-    assert run_script(*run).status == 0
 
 
 def test_a_run_is_not_resumed_with_another_network(commands, run_script, tmp_path, monkeypatch):
