@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from common.errors import UserError
 from common.files import atomic_write, write_text
 
 
@@ -32,15 +33,19 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics file; a last line that a kill cut short is left out."""
+    """The records of a metrics file; a last line that a kill cut short is left out.
+
+    Raises UserError for damage elsewhere.
+    """
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    records, lines = [], path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            if number < len(lines):
+                raise UserError(f"line {number} of {path} is damaged: mend or remove it") from None
     return records
 
 

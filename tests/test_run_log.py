@@ -3,9 +3,21 @@
 import warnings
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from common.run_log import draw_loss_curve
+from common.errors import UserError
+from common.run_log import RunLog, draw_loss_curve, read_metrics
+
+
+def test_a_metrics_file_loses_nothing_but_a_line_that_was_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged"):
+        RunLog(tmp_path, step=3)
+    assert path.read_text().endswith('{"step": 3}\n')
 
 
 def test_a_loss_below_zero_is_drawn_too(tmp_path):
