@@ -40,8 +40,9 @@ class ClassifierConfig:
         sizes = (self.image_size, self.convolutions_per_level, *self.widths)
         if len(self.widths) < 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError("sizes, two widths or more and numbers of convolutions must be whole numbers above 0")
-        if not isinstance(self.speed_run, bool):
-            raise ValueError(f"speed_run is true or false, not {self.speed_run!r}")
+        for name in ("residual", "speed_run"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is true or false, not {getattr(self, name)!r}")
         if self.speed_run and self.widths[0] != WHITENING_WIDTH:
             raise ValueError(
                 f"with speed_run the stem's width is {WHITENING_WIDTH}, not {self.widths[0]}; speed_run can be false"

@@ -221,7 +221,8 @@ def test_the_stem_stays_as_it_was_whitened(train, image_folder):
     ("change", "reason"),
     [
         ('{"widths": [48, 96]}', "width is 24"),
-        ('{"speed_run": "false"}', "true or false"),
+        ('{"speed_run": "false"}', "speed_run is true or false"),
+        ('{"residual": "false"}', "residual is true or false"),
         ('{"image_size": 8}', "are no network"),
     ],
 )
