@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--num-pairs", type=command_line.COUNT, help="use the first so many of them (default: all)")
 
     group = parser.add_argument_group("flow")
-    group.add_argument("--unconditional", action="store_true", help="no labels, as ever where there is one class alone")
+    group.add_argument("--unconditional", action="store_true", help="no labels")
     group.add_argument(
         "--label-dropout", type=command_line.FRACTION, default=LABEL_DROPOUT, help="share trained without label"
     )
