@@ -125,9 +125,10 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     ]
     header = ("file", "model", "SHA-256", "parameters", "MB", "training FLOP")
     classifiers = max(feature_networks_flop(checkpoint.header) for checkpoint in shipped)
+    pairs = max(checkpoint.header.get("pair_generation_flop", 0) for checkpoint in shipped)
     notes = (
         "Training FLOP are the model's own, with those of the student that it began as. A student's come on top of\n"
-        f"its teacher's, of the pairs' and of the {classifiers:.3g} of the classifiers in its losses."
+        f"its teacher's, of {pairs:.3g} of the pairs' and of {classifiers:.3g} of the classifiers in its losses."
     )
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 

@@ -66,7 +66,6 @@ class Distillation:
             "class_names": self.teacher.class_names,
             **kept_counts(self.teacher.header),
             "teacher": self.teacher.sha256,
-            "teacher_training_flop": self.teacher.header["training_flop"],
             **self.pairs.description,
         }
         self.feature_networks: list[Classifier] = []

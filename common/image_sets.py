@@ -26,7 +26,7 @@ from common.unet import count_values
 MODEL_KEYS = (
     *("name", "stage", "checkpoint", "images_sha256", "guide"),
     *("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale", "seed", "classes"),
-    *("batch_size", "device", "arithmetic", "training_flop", "images_seen", "guide_training_flop", "guide_parameters"),
+    *("batch_size", "device", "arithmetic", "training_flop", "guide_training_flop", "guide_parameters"),
     *("training_runs", "init_sha256"),
 )
 
@@ -116,7 +116,6 @@ class ModelSamples:
             "device": self.precision.device.type,
             "arithmetic": self.precision.name,
             "training_flop": checkpoint.header["training_flop"],
-            "images_seen": checkpoint.header["images_seen"],
             "guide_training_flop": guide.header["training_flop"] if guide else None,
             "guide_parameters": count_values(guide.model) if guide else None,
             "training_runs": student_training_runs(checkpoint.header),

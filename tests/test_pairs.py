@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import SMALL_CONFIG, folder_contents, save_model
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import UserError
-from common.files import folder_to_oneself, save_tensor_file
+from common.files import folder_to_oneself
 from common.images import to_uint8
 from common.noise import sample_noise
 from common.pairs import TRAJECTORY_TIMES, PairSet, read_shard
@@ -130,20 +130,6 @@ def test_unguidable_and_unconditional_teachers(generate, make_teacher, tmp_path)
     unconditional = make_teacher(config=dataclasses.replace(SMALL_CONFIG, num_classes=0))
     assert generate("unconditional", teacher=unconditional).status == 0
     assert PairSet(tmp_path / "unconditional", CPU).gather(torch.tensor([0])).labels is None
-
-
-def test_unguided_pairs_with_an_interval_that_guided_nothing_can_be_added_to(generate, make_teacher, tmp_path):
-    """Earlier versions took and recorded one."""
-    plain = make_teacher(label_dropout=0.0)
-    generate("plain", teacher=plain, num_pairs=20)
-    shard = read_shard(tmp_path / "plain" / "pairs_00000.pt")
-    interval = {"guidance_interval": (0.2, 0.6)}
-    shard["header"]["sampling"] |= interval
-    save_tensor_file(tmp_path / "plain" / "pairs_00000.pt", {**shard})
-    assert generate("plain", teacher=plain, num_pairs=40).status == 0
-    pairs = PairSet(tmp_path / "plain", CPU)
-    student = {"pairs": {**pairs.header, "sampling": pairs.header["sampling"] | interval}}
-    assert len(pairs) == 40 and pairs.are_those_of(student) and not pairs.are_those_of({})
 
 
 def test_states_are_kept_at_the_solvers_times_nearest_to_those_asked_for(generate, make_teacher, tmp_path):
