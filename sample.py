@@ -25,7 +25,7 @@ from common.files import require_writable, write_bytes
 from common.images import enlarged, image_grid, npz_bytes, save_picture
 from common.noise import BLOCK_SIZE
 from common.pairs import how_guided, recipe_of
-from common.sampling import SamplingSettings, balanced_labels, draw_blocks
+from common.sampling import SamplingSettings, draw_blocks, labels_in_turn
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,7 +83,7 @@ def main() -> None:
     images = torch.cat(pieces)
     if args.out.suffix == ".npz":
         description = describe_samples(checkpoint, settings, args.seed)
-        write_bytes(args.out, npz_bytes(images, balanced_labels(classes, 0, len(images)), description))
+        write_bytes(args.out, npz_bytes(images, labels_in_turn(classes, 0, len(images)), description))
     else:
         save_picture(enlarged(image_grid(images, args.columns), args.enlarge or 1), args.out)
     print(f"{args.out}: {len(images)} images, seed {args.seed}, {settings.describe()}, NFE {calls / len(images):g}")

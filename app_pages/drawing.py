@@ -20,7 +20,7 @@ from common.checkpoint import Checkpoint
 from common.comparison import Column
 from common.device import choose_device, choose_precision
 from common.noise import sample_noise
-from common.sampling import SamplingSettings, Step, balanced_labels, draw_in_steps
+from common.sampling import SamplingSettings, Step, draw_in_steps, labels_in_turn
 
 
 class NetworkThread:
@@ -90,7 +90,7 @@ def draw(
     if checkpoint.guide and not settings.needs_guide:  # it would never be asked
         checkpoint = replace(checkpoint, guide=None)
     noise = sample_noise(seed, 0, count, checkpoint.model.config.image_shape)
-    labels = balanced_labels(classes, 0, count)
+    labels = labels_in_turn(classes, 0, count)
     guide = checkpoint.guide.sha256 if checkpoint.guide else ""
     warm_up(checkpoint.sha256 + guide, checkpoint, settings, count)
     seconds = 0.0

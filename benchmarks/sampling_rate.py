@@ -20,7 +20,7 @@ from common.command_line import COUNT, ArgumentParser, add_device_arguments, run
 from common.device import Precision, choose_device, choose_precision, describe_machine
 from common.noise import BLOCK_SIZE
 from common.presets import NETWORKS
-from common.sampling import SamplingSettings, balanced_labels, draw
+from common.sampling import SamplingSettings, draw, labels_in_turn
 from common.unet import UNet, count_forward_flop
 
 ONE_STEP = SamplingSettings(solver="euler", num_steps=1)
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 def one_call(model: UNet, batch_size: int, precision: Precision):
     """A function that draws a batch with one network call."""
     noise = torch.randn(batch_size, *model.config.image_shape)
-    labels = balanced_labels(range(10), 0, batch_size)
+    labels = labels_in_turn(range(10), 0, batch_size)
     return lambda: draw(model, noise, labels, ONE_STEP, precision=precision)
 
 

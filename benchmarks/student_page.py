@@ -23,7 +23,7 @@ unequal length. The column *code* ends in the commit that made the row, and that
 
 def page(rows: list[dict]) -> str:
     sections = [INTRODUCTION]
-    for _, group in groupby(sorted(rows, key=table_of), key=table_of):
+    for _, group in groupby(sorted(rows, key=comparable_by), key=comparable_by):
         chosen = list(group)
         first = chosen[0]
         protocol = next((row["fid"]["protocol"] for row in chosen if row["fid"]), None)
@@ -40,7 +40,7 @@ def page(rows: list[dict]) -> str:
 HEADER = ("variant", "error", "FID", "training FLOP", "examples", "pairs", "minutes", "machine", "code")
 
 
-def table_of(row: dict) -> tuple:
+def comparable_by(row: dict) -> tuple:
     """Rows of one table have all of this in common, and can be compared."""
     return row["flop_budget"], row["teacher_training_flop"], row["teacher"], row["held_out_pairs"]
 

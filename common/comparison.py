@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.files import atomic_write
 from common.images import image_grid
 from common.noise import BLOCK_SIZE
-from common.sampling import SamplingSettings, balanced_labels, draw_blocks
+from common.sampling import SamplingSettings, draw_blocks, labels_in_turn
 from common.stages import STAGES
 from common.tables import text_table
 from common.unet import count_values
@@ -88,7 +88,7 @@ def draw_column(
         images = torch.cat([batch.images for batch in batches]).cpu()  # waits for a GPU to finish
         seconds.append(time.perf_counter() - start)
 
-    labels = balanced_labels(classes, 0, count)
+    labels = labels_in_turn(classes, 0, count)
     network_calls = sum(batch.network_calls * len(batch.images) for batch in batches) / count
     return Column(checkpoint, settings, images, labels, network_calls, statistics.median(seconds) / count)
 

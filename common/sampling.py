@@ -246,7 +246,7 @@ def draw_blocks(
     for first in range(start, start + count, batch_size):
         size = min(batch_size, start + count - first)
         noise = sample_noise(seed, first, size, model.config.image_shape, stream)
-        yield draw(model, noise, balanced_labels(classes, first, size), settings, keep_times, precision, guide)
+        yield draw(model, noise, labels_in_turn(classes, first, size), settings, keep_times, precision, guide)
 
 
 def flop_behind(batches: Sequence[Generated], model: nn.Module, guide: nn.Module | None = None) -> int:
@@ -256,8 +256,8 @@ def flop_behind(batches: Sequence[Generated], model: nn.Module, guide: nn.Module
     return own_calls * count_forward_flop(model) + (guide_calls * count_forward_flop(guide) if guide else 0)
 
 
-def balanced_labels(classes: Sequence[int], start: int, count: int) -> Tensor | None:
-    """The classes of samples start ... start + count - 1: each in turn, so that any run of samples is balanced."""
+def labels_in_turn(classes: Sequence[int], start: int, count: int) -> Tensor | None:
+    """The classes int64 (count,) of samples start ... start + count - 1: those given, in turn. None without classes."""
     if not classes:
         return None
     return torch.tensor([classes[index % len(classes)] for index in range(start, start + count)])

@@ -12,7 +12,7 @@ from conftest import SMALL_CONFIG, save_students
 from common.checkpoint import load_checkpoint, load_initial_weights
 from common.noise import sample_noise
 from common.pairs import PairSet
-from common.sampling import CLASSIFIER_FREE, SamplingSettings, balanced_labels, draw
+from common.sampling import CLASSIFIER_FREE, SamplingSettings, draw, labels_in_turn
 from common.unet import UNet, UNetConfig, count_forward_flop
 
 NARROW = UNetConfig(widths=(16, 16), head_width=16, embedding_width=16, blocks_per_level=2, num_classes=10)
@@ -98,7 +98,7 @@ def test_pairs_name_their_guide_and_count_its_work(run_script, teacher_and_guide
     assert replace(ours.guided_by(theirs).settings, num_steps=4) == pairs.settings  # as by default, but for the steps
     flop = 20 * (4 * count_forward_flop(ours.model) + 3 * count_forward_flop(theirs.model))
     assert pairs.description["pair_generation_flop"] == flop
-    noise, labels = sample_noise(0, 0, 20, (3, 32, 32), "pairs"), balanced_labels(range(10), 0, 20)
+    noise, labels = sample_noise(0, 0, 20, (3, 32, 32), "pairs"), labels_in_turn(range(10), 0, 20)
     expected = draw(ours.model, noise, labels, pairs.settings, guide=theirs.model).images
     torch.testing.assert_close(pairs.gather(torch.arange(20)).image, expected, atol=4e-3, rtol=1e-3)  # stored as fp16
 

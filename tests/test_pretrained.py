@@ -10,7 +10,7 @@ from conftest import ROOT
 from common.checkpoint import load_checkpoint, load_feature_network
 from common.distances import variance_around_class_mean
 from common.noise import sample_noise
-from common.sampling import SamplingSettings, balanced_labels, draw
+from common.sampling import SamplingSettings, draw, labels_in_turn
 from common.unet import count_values
 
 PRETRAINED = ROOT / "checkpoints" / "pretrained"
@@ -40,7 +40,7 @@ def test_the_students_are_those_of_the_teacher_and_close_to_it():
     assert four_step.header["teacher"] == one_step.header["teacher"] == teacher.sha256
     assert four_step.header["pairs"]["guide"] == one_step.header["pairs"]["guide"] == guide.sha256
     how = SamplingSettings(**one_step.header["pairs"]["sampling"])
-    noise, labels = sample_noise(1, 0, 20, (3, 32, 32)), balanced_labels(range(10), 0, 20)
+    noise, labels = sample_noise(1, 0, 20, (3, 32, 32)), labels_in_turn(range(10), 0, 20)
     images = draw(teacher.model, noise, labels, how, guide=guide.model).images
     variance = variance_around_class_mean(images, labels)
     for student, num_steps in ((one_step, 2), (four_step, 4)):

@@ -8,7 +8,7 @@ from scipy import stats
 from common.device import Precision
 from common.images import to_uint8
 from common.noise import derive_seed, sample_noise
-from common.sampling import GuidedVelocity, SamplingSettings, balanced_labels, draw, draw_blocks, draw_in_steps
+from common.sampling import GuidedVelocity, SamplingSettings, draw, draw_blocks, draw_in_steps, labels_in_turn
 from common.solvers import time_grid
 
 SHAPE = (3, 8, 8)
@@ -116,7 +116,7 @@ def test_images_do_not_depend_on_the_batch_size():
 @pytest.mark.parametrize(("solver", "num_steps"), [("edm-heun", 4), ("adams", 8)])
 def test_steps_end_at_the_images_that_drawing_at_once_gives(solver, num_steps):
     model = random_network()
-    noise, labels = sample_noise(0, 0, 5, model.config.image_shape), balanced_labels(CPU_CLASSES, 0, 5)
+    noise, labels = sample_noise(0, 0, 5, model.config.image_shape), labels_in_turn(CPU_CLASSES, 0, 5)
     settings = SamplingSettings(solver, num_steps, guidance_scale=2.0)
     times = time_grid(solver, num_steps)[1:]
     for precision in (None, Precision(torch.device("cpu"), "bf16")):

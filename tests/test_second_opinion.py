@@ -13,7 +13,7 @@ from common.checkpoint import load_checkpoint, load_feature_network, load_header
 from common.data import load_images, split_held_out
 from common.images import to_float, to_uint8
 from common.noise import sample_noise
-from common.sampling import SamplingSettings, balanced_labels, draw
+from common.sampling import SamplingSettings, draw, labels_in_turn
 
 SHORT = ("--steps", 3, "--warmup-steps", 0, "--decay-steps", 0, "--batch-size", 8, "--precision", "fp32")
 
@@ -73,7 +73,7 @@ def test_the_opinion_is_of_the_samples_and_the_held_out_images(second_opinion, j
     network, _, _ = load_feature_network(judge)
     training, held_out = split_held_out(load_images("folder", image_folder), 0.25)
     model = load_checkpoint(teacher)
-    noise, labels = sample_noise(3, 0, 40, (3, 32, 32)), balanced_labels(range(10), 0, 40)
+    noise, labels = sample_noise(3, 0, 40, (3, 32, 32)), labels_in_turn(range(10), 0, 40)
     settings = SamplingSettings(solver="euler", num_steps=2, guidance_scale=1.0)
     samples = to_uint8(draw(model.model, noise, labels, settings).images)
     with torch.no_grad():
