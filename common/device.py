@@ -51,8 +51,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 def has_fast_bf16(device: torch.device) -> bool:
     """CUDA from Ampere on, CPUs with AMX, and those with AVX-512 bf16 that are not Intel's.
 
-    On AMD's EPYC convolutions are about twice as fast in bf16. On an Intel Xeon that has the instruction, but no AMX,
-    they run at 0.57 of their fp32 rate (docs/speed.md); no other Intel processor was tried.
+    On AMD's EPYC convolutions are 1.7 times as fast in bf16. On an Intel Xeon that has the instruction, but no
+    AMX, they run at 0.57 of their fp32 rate (docs/speed.md); no other Intel processor was tried.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
