@@ -10,7 +10,7 @@ from conftest import random_network
 
 from benchmarks.cost_section import complete_cost, cost_section
 from common.noise import sample_noise
-from common.presets import NETWORKS
+from common.presets import NETWORKS, TEACHER_RECIPES
 from common.unet import UNet, count_forward_flop
 
 
@@ -23,7 +23,7 @@ def test_sampling_is_measured_by_batch_size(run_script):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of glibc")
 def test_the_allocator_s_setting_is_measured_beside_its_default(run_script):
-    result = run_script("benchmarks/allocation.py", "--preset", "tiny", "--steps", 3, "--rounds", 1)
+    result = run_script("benchmarks/allocation.py", "--preset", "tiny", "--steps", 1, "--rounds", 1)
     assert result.status == 0, result.err
     lines = [line[:24].strip() for line in result.out.splitlines() if "page faults" in line]
     assert sorted(lines) == ["as the project sets it", "freed memory goes back"]
@@ -67,12 +67,13 @@ def test_mirrored_pairs_are_measured_against_the_teacher_s_own(run_script, make_
     assert (between, of_both) == pytest.approx((error, error / 4), abs=1e-4) and error > 0.01
 
 
-def test_what_a_model_costs_is_measured(run_script, make_teacher, tmp_path):
+def test_what_a_model_costs_is_measured(run_script, make_teacher, tmp_path, monkeypatch):
     """Of a guided teacher, whose guide, of another size, is asked in two of three steps; another network is refused."""
+    monkeypatch.setitem(TEACHER_RECIPES, "tiny", replace(TEACHER_RECIPES["tiny"], batch_size=8))
     network = replace(NETWORKS["tiny"], num_classes=10)
     teacher, guide, output = make_teacher(config=network), make_teacher(seed=1), tmp_path / "cost.jsonl"
     guidance = ("--guide", guide, "--guide-scale", 2, "--guidance-interval", 0.3, 1)
-    arguments = ("--preset", "tiny", "--steps", 10, "--repeats", 3, "--solver", "euler", "--num-steps", 3, *guidance)
+    arguments = ("--preset", "tiny", "--steps", 10, "--repeats", 1, "--solver", "euler", "--num-steps", 3, *guidance)
     result = run_script("benchmarks/model_cost.py", teacher, *arguments, "--output", output)
     assert result.status == 0, result.err
     (cost,) = map(json.loads, output.read_text().splitlines())

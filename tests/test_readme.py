@@ -31,7 +31,7 @@ NOT_RUN = "<!-- parsed by the tests, not run -->\n"
 
 SMOKE = {
     "generate_noise_dataset.py": ("--num-pairs", 20, "--num-steps", 4),
-    "sample.py": ("--num-images", 4),
+    "sample.py": ("--num-images", 2),
 }
 """Appended to a README command, so that it takes seconds; the last value of an option counts."""
 
@@ -48,8 +48,8 @@ def readme_commands(marked_not_run: bool) -> list[list[str]]:
 
 def smoke_arguments(script: str, arguments: list[str]) -> tuple:
     if script == "compute_fid.py":
-        count = 4 if "samples/one_step.npz" in arguments else 20
-        few = ("--sweep", "1,2") if "--sweep" in arguments else ()
+        count = 2 if "samples/one_step.npz" in arguments else 18  # of 16 features
+        few = ("--sweep", "1,2") if "--sweep" in arguments else ("--num-steps", 3) if "teacher" in arguments[0] else ()
         return ("--num-samples", count, *few, "--reference", "data/train", "--inception-weights", "inception.pth")
     if script == "finish_student.py":  # the Fréchet critic starts after thousands of images
         return (*SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0, "--critic", "adversarial")
