@@ -12,7 +12,6 @@ and the command of each row. What is not in a variant's name is: squared error, 
 flips, all pairs, a start at the teacher's weights; of a four-step student equal steps, and half of the examples on its
 own states, with the gradient within a step ("four steps" alone means that). All in a table have the same training FLOP;
 where a variant says *for half the FLOP*, it is the beginning of another, whose FLOP, examples and minutes include its.
-The network in a loss by features is trained beside that.
 
 Options that brought nothing were taken out of the code: training on a four-step student's own states, and steps of
 unequal length. The column *code* ends in the commit that made the row, and that commit has the row's options.

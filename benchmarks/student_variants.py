@@ -54,7 +54,6 @@ class Variant:
 
 
 NO_FLIPS = {"--no-flips": True}
-FEATURES = {"--loss": "features"}
 FIRST_HALF = "four steps, the teacher's states, for half the FLOP"
 
 STUDENTS = {
@@ -63,10 +62,6 @@ STUDENTS = {
     "one step, a quarter of the pairs": Variant("one_step", pairs_share=0.25),
     "one step, a quarter of the pairs, no flips": Variant("one_step", NO_FLIPS, pairs_share=0.25),
     "one step, pseudo-Huber": Variant("one_step", {"--loss": "pseudo-huber"}),
-    "one step, features": Variant("one_step", FEATURES),
-    "one step, 2e-3": Variant("one_step", {"--learning-rate": 2e-3}),
-    "one step, AdamW 3e-4": Variant("one_step", {"--optimizer": "adamw", "--learning-rate": 3e-4}),
-    "one step, batch 128": Variant("one_step", {"--batch-size": 128}),
     "reflow, for half the FLOP": Variant("teacher", {"--time-distribution": "u-shaped"}, flop_share=0.5),
     "one step, after reflow": Variant("one_step", begins_as="reflow, for half the FLOP", flop_share=0.5),
     FIRST_HALF: Variant("four_step", flop_share=0.5),
@@ -74,5 +69,4 @@ STUDENTS = {
     "four steps, the teacher's states": Variant("four_step"),
     "four steps, the teacher's states, no flips": Variant("four_step", NO_FLIPS),
     "four steps, the teacher's states, pseudo-Huber": Variant("four_step", {"--loss": "pseudo-huber"}),
-    "four steps, the teacher's states, features": Variant("four_step", FEATURES),
 }
