@@ -51,7 +51,7 @@ LOSSES = {
     "features, Frechet": FEATURES | FRECHET | REAL,
     "features, Frechet to the teacher": FEATURES | FRECHET | TEACHERS,
     "features, adversarial": FEATURES | ADVERSARIAL | REAL,
-    "features, score": FEATURES | SCORE | TEACHERS,
+    "pixels, score": PIXELS | SCORE | TEACHERS,
 }
 OPINION_SEED = 0
 LOSS_OPTIONS = list(dict.fromkeys(option for losses in LOSSES.values() for option in losses))
