@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -210,6 +211,7 @@ def prepare(model: nn.Module, device: torch.device | str) -> nn.Module:
     return model.to(device=device, memory_format=torch.channels_last)
 
 
+@cache
 def code_version() -> str:
     """The package's version and, where the code runs from a repository, the git commit, and whether it was changed."""
 

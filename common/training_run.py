@@ -75,7 +75,7 @@ class TrainingRun:
         described = {name: value for name, value in header.items() if name not in BEGINNING}
         self.identity = {"arguments": identifying(args), "network": model.config.to_dict(), **described}
         self.header = {**header, "arguments": recorded(args), "precision": precision.name}
-        self.header["code_version"] = code_version()  # of the code that runs, whatever is committed meanwhile
+        self.header["code_version"] = code_version()
         if critic:
             self.header["setup_flop"] = critic.setup_flop
 
