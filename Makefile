@@ -31,7 +31,7 @@ demo: install
 		demo/models/student.safetensors --out demo/comparison.png
 
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from streamlit.testing.v1 import AppTest
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import previews, shapes  # noqa: E402
+from common import previews, shapes, training  # noqa: E402
 from common.checkpoint import save_checkpoint  # noqa: E402
 from common.classifier import Classifier, ClassifierConfig  # noqa: E402
 from common.device import Precision, choose_device, choose_precision  # noqa: E402
@@ -77,9 +78,23 @@ def one_thread():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_previews():
-    """A row of every training run's preview: most of what a run of a few steps would take."""
-    previews.ROWS = 1
+def plain_pictures():
+    """What would be most of the time of a training run of a few steps: its preview, and the curve of its loss.
+
+    A row of images in four steps, and a picture that holds the records but shows nothing; `runs.pipeline` has a curve.
+    """
+    draw_blocks = previews.draw_blocks
+
+    def few_steps(network, seed, start, count, classes, settings, **how):
+        fewer = replace(settings, num_steps=min(settings.num_steps, 4))
+        return draw_blocks(network, seed, start, count, classes, fewer, **how)
+
+    def empty_curve(records, path, title):
+        text = PngInfo()
+        text.add_text("Description", json.dumps([title, records]))
+        Image.new("1", (1, 1)).save(path, format="PNG", pnginfo=text)
+
+    previews.ROWS, previews.draw_blocks, training.draw_loss_curve = 1, few_steps, empty_curve
 
 
 @pytest.fixture(scope="session")
@@ -172,9 +187,11 @@ def open_app(monkeypatch, model_folder):
 
     def run(page="compare", folder=model_folder) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["app.py", str(folder)])
-        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+        monkeypatch.setattr("app_pages.pictures.SHOWN_WIDTH", 1)  # the tests in a browser look at enlarged ones
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
         if page != "compare":
-            app.switch_page(f"app_pages/{page}.py").run()
+            app.switch_page(f"app_pages/{page}.py")
+        app.run()
         assert not app.exception
         return app
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import save_feature_network, save_students
 
-RESUMED_STEPS = ("--steps", "24", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
+from common import run_log, training
+
+RESUMED_STEPS = ("--steps", "12", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
 RESUMED_STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
 """Of every stage that the tests stop and run again."""
 
@@ -19,7 +21,8 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
     networks = (folder / "features.safetensors", folder / "more_features.safetensors")
     finishing = (*scoring, "--feature-network", *networks, "--critic-images", "teacher")
     frechet = ("--critic", "frechet", "--critic-window", "48", "--batch-size", "16", "--loss", "features")
-    features = ("feature_network.py", "--data", "folder", "--data-dir", images, *RESUMED_STEPS)
+    small = ("--network", '{"widths": [24, 16]}')
+    features = ("feature_network.py", "--data", "folder", "--data-dir", images, *small, *RESUMED_STEPS)
     return {
         "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
         "muon": (
@@ -74,6 +77,7 @@ def pipeline(finished_pipeline, run_script, image_folder, tmp_path, tmp_path_fac
     if not finished_pipeline:
         folder = tmp_path_factory.mktemp("pipeline")
         monkeypatch.chdir(folder)
+        monkeypatch.setattr(training, "draw_loss_curve", run_log.draw_loss_curve)
         data = ("--preset", "tiny", "--data", "folder", "--data-dir", image_folder)
         results = [
             run_script("teacher_rectified_flow.py", *data, *SHORT),

@@ -53,6 +53,8 @@ def smoke_arguments(script: str, arguments: list[str]) -> tuple:
         return ("--num-samples", count, *few, "--reference", "data/train", "--inception-weights", "inception.pth")
     if script == "finish_student.py":  # the Fréchet critic starts after thousands of images
         return (*SMOKE_TRAINING, "--steps", 2, "--decay-steps", 0, "--critic", "adversarial")
+    if "dopri5" in arguments:
+        return ("--num-images", 1)
     if script in SMOKE:
         return SMOKE[script]
     images = ()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, folder_contents
+from conftest import ROOT, TINIEST_CONFIG, folder_contents
 
 from common.checkpoint import load_checkpoint
 from common.files import sha256
@@ -49,7 +49,7 @@ def assert_equal_runs(first: Path, second: Path) -> None:
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([(record["step"], record["loss"]) for record in records if "loss" in record])
     assert losses[0] == losses[1]
-    assert [step for step, _ in losses[0]] == list(range(1, 25))
+    assert [step for step, _ in losses[0]] == list(range(1, 13))
 
 
 STAGES = ["teacher", "muon", "reflow", "one_step", "four_step", "features", "rotation"]
@@ -79,7 +79,7 @@ def test_a_stopped_run_ends_like_an_unbroken_one(stage, commands, run_script, tm
         result = run_script(script, *arguments, "--out", stopped)
     finally:
         common.training.Trainer._train_step = train_step
-    assert result.status == 130 and "step 7 of 24" in result.out
+    assert result.status == 130 and "step 7 of 12" in result.out
     if stage == "one_step_frechet":  # stopped between two computations of the gradients: the saved ones have to do
         critic = load_training_state(stopped / STATE_FILE)["critic"]
         assert critic["critics.0.running.updates"] > 0 and critic["critics.0.running.by_mean"].any()
@@ -136,7 +136,8 @@ def test_the_log_does_not_depend_on_when_a_run_was_saved(commands, run_script, t
 
 
 def test_a_killed_pair_generator_goes_on_with_the_shards_that_it_has(make_teacher, run_script, tmp_path):
-    arguments = ("--teacher", make_teacher(), "--num-pairs", 1100, "--solver", "euler", "--num-steps", 4)
+    few = ("--num-pairs", 2100, "--solver", "euler", "--num-steps", 2, "--trajectory-times")
+    arguments = ("--teacher", make_teacher(config=TINIEST_CONFIG), *few)
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     assert run_script("generate_noise_dataset.py", *arguments, "--out", unbroken).status == 0
     first = killed / "pairs_00000.pt"
@@ -144,10 +145,11 @@ def test_a_killed_pair_generator_goes_on_with_the_shards_that_it_has(make_teache
     wait_for(first.is_file, process)
     process.kill()
     process.communicate(timeout=60)
+    assert not (killed / "pairs_00002.pt").exists()
     written = first.stat().st_mtime_ns
     assert run_script("generate_noise_dataset.py", *arguments, "--out", killed).status == 0
     assert first.stat().st_mtime_ns == written
-    for name in ("pairs_00000.pt", "pairs_00001.pt"):
+    for name in ("pairs_00000.pt", "pairs_00001.pt", "pairs_00002.pt"):
         assert sha256(unbroken / name) == sha256(killed / name)
 
 

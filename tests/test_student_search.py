@@ -9,12 +9,12 @@ from conftest import ROOT, SMALL_CONFIG, save_model
 
 from benchmarks import stage_scripts, student_search
 from benchmarks.student_page import page
-from benchmarks.student_variants import STUDENTS, Variant
+from benchmarks.student_variants import STARTING_OPTIONS, STUDENTS, Variant
 from common import pairs, presets
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 
-FLOP = 6e10
+FLOP = 1.5e10
 
 
 @pytest.fixture
@@ -22,6 +22,8 @@ def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
     """search(*variants, seed of the teacher, samples of FID): the rows, and what was run for them."""
     monkeypatch.setattr(pairs, "HELD_OUT_PAIRS", 6)
     monkeypatch.setitem(presets.NETWORKS, "cpu", SMALL_CONFIG)
+    for options in STARTING_OPTIONS.values():
+        monkeypatch.setitem(options, "--batch-size", 16)
     commands = []
 
     def in_this_process(command):
@@ -36,7 +38,20 @@ def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
         teacher, folder = tmp_path / f"teacher_{seed}.safetensors", tmp_path / f"pairs_{seed}"
         if not folder.exists():
             save_model(teacher, "teacher", seed, arguments={"label_dropout": 0.1}, training_flop=10**12)
-            how = ("--teacher", teacher, "--solver", "euler", "--num-steps", 4, "--num-pairs", 240, "--out", folder)
+            how = (
+                "--teacher",
+                teacher,
+                "--solver",
+                "euler",
+                "--num-steps",
+                4,
+                "--guidance-scale",
+                1,
+                "--num-pairs",
+                240,
+                "--out",
+                folder,
+            )
             assert run_script("generate_noise_dataset.py", *how).status == 0
         commands.clear()
         files = ("--teacher", teacher, "--pairs", folder, "--out", tmp_path / "runs", "--rows", tmp_path / "rows.jsonl")
