@@ -47,8 +47,8 @@ class Inception:
 
 def read_network(path: Path) -> tuple[FeatureExtractorInceptionV3, str]:
     """The network in evaluation mode, and the SHA-256 of the file that its weights are from."""
-    with readable(path, "file of Inception weights"):
-        content = path.read_bytes()
+    with readable(path, "file of Inception weights") as file:
+        content = file.read_bytes()
         # torch-fidelity reads with weights_only=False, which runs any code in a file: the same bytes first, safely.
         torch.load(io.BytesIO(content), weights_only=True)
     try:
