@@ -123,6 +123,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     model = _rebuild(path, content, lambda config: UNet(UNetConfig(**without_retired_options(config))), header)
     if not _is_consistent(header, model.config):
         raise UserError(f"the header of {path} is incomplete, or contradicts itself")
+    if "step_times" in header:  # written by an earlier version: sampled in equal steps, it would be another model
+        raise UserError(f"{path} is a student whose steps differ in length: this version takes equal steps only")
     return Checkpoint(prepare(model, device).eval(), header, Path(path), hashlib.sha256(content).hexdigest())
 
 

@@ -49,6 +49,15 @@ def test_a_file_that_is_trained_anew_is_loaded_anew(open_app, model_folder, make
     assert drawn(app)["teacher"].checkpoint.sha256 != before
 
 
+def test_a_student_of_an_earlier_version_with_unequal_steps_is_refused_and_the_rest_goes_on(open_app, model_folder):
+    path = model_folder / "pretrained" / "four_step.safetensors"
+    header = load_header(path) | {"step_times": [0, 0.2, 0.5, 0.8]}
+    path.write_bytes(save(load_file(path), metadata={"header": json.dumps(header)}))
+    app = open_app()
+    assert len(app.error) == 1 and "is a student whose steps differ in length" in app.error[0].value
+    assert subheaders(app) == [TEACHER, ONE_STEP]
+
+
 @pytest.mark.parametrize(
     "change",
     [
