@@ -123,8 +123,8 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
         raise UserError(f"CIFAR-10 images are 32 x 32, the model wants {image_size} x {image_size}")
     if holds_pictures(path):  # what is unpacked among them would be one of their classes
         raise UserError(
-            f"{path} holds pictures, and CIFAR-10 is not to be unpacked there: give another --data-dir or, for the "
-            "pictures themselves, --data folder"
+            f"{path} holds pictures, and CIFAR-10 is not to be unpacked there: give another --data-dir (to train on "
+            "the pictures: --data folder)"
         )
     try:
         data = CIFAR10(path, train=True, download=True)
@@ -138,11 +138,11 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
 
 
 def holds_pictures(path: Path) -> bool:
-    """Whether there are pictures in a folder or its sub-folders, and CIFAR-10 is not."""
+    """Whether there are pictures in a folder or its sub-folders, but for hidden ones, and CIFAR-10 is not."""
     if (path / CIFAR10.base_folder).is_dir() or (path / CIFAR10.filename).is_file():
         return False
     files = (file for pattern in ("*", "*/*") for file in path.glob(pattern))
-    return any(is_image_file(file.name) and file.is_file() for file in files)
+    return any(is_image_file(file.name) and file.is_file() and not is_hidden(file, path) for file in files)
 
 
 def _compressed(data: ImageData) -> ImageData:
