@@ -25,7 +25,7 @@ from benchmarks.architecture_variants import GUIDANCE, STARTING_NETWORK, VARIANT
 from benchmarks.search_rows import protocol_of, read_rows, require_definition, write_rows
 from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, steps_for
 from benchmarks.training_rate import bare_rate, one_step
-from common.checkpoint import code_version, load_checkpoint, prepare
+from common.checkpoint import load_header, prepare
 from common.command_line import COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
 from common.device import Precision, choose_device, describe_machine
 from common.errors import UserError
@@ -142,8 +142,8 @@ def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> 
     losses = {f"{decay:g}": last[f"held_out_loss_ema_{decay:g}"] for decay in EMA_DECAYS[:-1]}
     losses[f"{EMA_DECAYS[-1]:g}"] = last["held_out_loss"]
     best = min(losses, key=losses.get)
-    device = choose_device("auto")
-    precision = Precision(device, load_checkpoint(out / "teacher.safetensors").header["precision"])
+    device, header = choose_device("auto"), load_header(out / "teacher.safetensors")
+    precision = Precision(device, header["precision"])
     bare, _ = bare_rate(one_step(prepare(model, device).train(), variant.batch_size, precision), 5, device)
     return {
         "variant": name,
@@ -162,7 +162,7 @@ def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> 
         "ema_decay": float(best),
         "fid": {},
         "machine": f"{describe_machine(device)}, {precision.name}",
-        "code": code_version(),
+        "code": header["code_version"],
         "command": shlex.join(["python", *command]),
     }
 
