@@ -8,28 +8,28 @@ from conftest import save_feature_network, save_students
 
 from common import run_log, training
 
-RESUMED_STEPS = ("--steps", "12", "--warmup-steps", "4", "--decay-steps", "8", "--batch-size", "8", "--log-every", "1")
+RESUMED_STEPS = ("--steps", "12", "--warmup-steps", "4", "--decay-steps", "4", "--batch-size", "8", "--log-every", "1")
 RESUMED_STEPS += ("--evaluate-every", "1000", "--ema-decay", "0.9")
-"""Of every stage that the tests stop and run again."""
+"""Of every stage that the tests stop and run again: warm-up, constant rate, in which they stop, and decay."""
+FEW_IMAGES = ("--val-fraction", "0.6")
+"""Are trained on, so that an epoch ends after the stop."""
 
 
 def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tuple]:
     distillation = ("--teacher", teacher, "--pairs", pairs, *RESUMED_STEPS)
-    data = ("--preset", "tiny", *RESUMED_STEPS)
+    training = ("--preset", "tiny", *RESUMED_STEPS)
+    data = ("--data", "folder", "--data-dir", images, *FEW_IMAGES)
     folder = pairs.parent
     scoring = ("finish_student.py", *distillation)
     networks = (folder / "features.safetensors", folder / "more_features.safetensors")
     finishing = (*scoring, "--feature-network", *networks, "--critic-images", "teacher")
     frechet = ("--critic", "frechet", "--critic-window", "48", "--batch-size", "16", "--loss", "features")
     small = ("--network", '{"widths": [24, 16]}')
-    features = ("feature_network.py", "--data", "folder", "--data-dir", images, *small, *RESUMED_STEPS)
+    features = ("feature_network.py", *data, *small, *RESUMED_STEPS)
     return {
-        "teacher": ("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
-        "muon": (
-            *("teacher_rectified_flow.py", "--data", "folder", "--data-dir", images, *data),
-            *("--optimizer", "muon", "--more-ema-decays", "0.5"),
-        ),
-        "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *data),
+        "teacher": ("teacher_rectified_flow.py", *data, *training),
+        "muon": ("teacher_rectified_flow.py", *data, *training, "--optimizer", "muon", "--more-ema-decays", "0.5"),
+        "reflow": ("teacher_rectified_flow.py", "--pairs", pairs, "--time-distribution", "u-shaped", *training),
         "one_step": ("distill_student.py", *distillation, "--loss", "features", "--feature-network", networks[0]),
         "four_step": ("four_step_student.py", *distillation),
         "one_step_frechet": (*finishing, "--student", folder / "student.safetensors", *frechet),
