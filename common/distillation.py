@@ -111,12 +111,13 @@ class Distillation:
             self.pairs.require_shape(config.image_shape)
         torch.manual_seed(derive_seed("weights", self.args.seed))
         student, beginning = UNet(config), {}
+        if self.args.init or not self.args.student_network:
+            self._require_held_out_unseen(self.teacher.header, self.args.teacher)
         if self.args.init:
             initial = load_initial_weights(student, self.args.init)["initial"]
             self._require_held_out_unseen(initial, self.args.init)
             beginning = {"initial": initial, "initial_flop": flop_beside(self.teacher, initial)}
         elif not self.args.student_network:
-            self._require_held_out_unseen(self.teacher.header, self.args.teacher)
             student.load_state_dict(self.teacher.model.state_dict())
         return prepare(student, self.device), beginning
 

@@ -106,6 +106,8 @@ def test_held_out_pairs_train_nothing(generate, tmp_path):
     generate()
     pairs = PairSet(tmp_path / "pairs", CPU)
     assert len(pairs) == 40 and pairs.held_out_count == 4 and pairs.training_count == 36
+    assert pairs.are_those_of({"pairs": pairs.header | {"precision": "bf16"}}) and not pairs.are_those_of({})
+    assert not pairs.are_those_of({"pairs": pairs.header | {"seed": 1}})
     training = pairs.training_batch(torch.arange(36), torch.zeros(36, dtype=torch.bool)).noise
     held_out = pairs.held_out().noise
     distances = (training[:, None] - held_out[None]).flatten(2).norm(dim=2)
