@@ -55,7 +55,7 @@ def shard_tensors(batches: list[Generated]) -> dict[str, Tensor]:
     if batches[0].labels is not None:
         tensors["labels"] = torch.cat([batch.labels for batch in batches])
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise UserError("the teacher's images are not finite: guide it less, or give --precision fp32")
+        raise UserError("the teacher's images are not finite: less guidance, more steps or --precision fp32 may help")
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -99,7 +99,9 @@ def _difference(found: dict, recipe: dict) -> str:
         if before:
             remedy = f"give the file of SHA-256 {before[:12]}... as --guide"
         else:
-            remedy = f"give --guidance-scale {found['sampling']['guidance_scale']:g} and no --guide"
+            remedy = (
+                f"give --guidance-scale {found['sampling']['guidance_scale']:g}, and neither --guide nor --guide-scale"
+            )
         return f"{how_guided(found)}, not {how_guided(recipe)}: {remedy}, or "
     if key == "trajectory_times":
         before, now = (in_words(times) or "none" for times in (before, now))

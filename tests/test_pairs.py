@@ -80,7 +80,7 @@ def test_another_recipe_is_refused_and_overwrites_nothing(generate, make_teacher
     guided = generate("pairs", "--guide", make_teacher(seed=1)).error_line
     assert (
         "was made without a guide, not with the guide of SHA-256" in guided
-        and "give --guidance-scale 2 and no --guide, or" in guided
+        and "give --guidance-scale 2, and neither --guide nor --guide-scale, or" in guided
     )
     assert "made with teacher" in generate(teacher=make_teacher(seed=1)).error_line
     assert folder_contents(tmp_path / "pairs") == before
