@@ -144,8 +144,8 @@ def _read(path: str | Path) -> tuple[bytes, dict]:
     script = scripts.get(Path(path).name)
     if script and not Path(path).exists():
         raise UserError(f"there is no checkpoint at {path}: {script} makes one")
-    with readable(path, "checkpoint") as file:
-        content = file.read_bytes()
+    with readable(path, "checkpoint") as path:
+        content = path.read_bytes()
         header = _header_in(content)
     return content, _known(path, header)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
 
+import common.device  # noqa: F401 (which keeps fp32 from being TF32 on a GPU)
 from common.errors import UserError
 from common.files import readable
 
@@ -45,10 +46,10 @@ class Inception:
         return torch.cat([self.network(batch)[0] for batch in batches]).cpu()
 
 
-def read_network(path: Path) -> tuple[FeatureExtractorInceptionV3, str]:
+def read_network(path: str | Path) -> tuple[FeatureExtractorInceptionV3, str]:
     """The network in evaluation mode, and the SHA-256 of the file that its weights are from."""
-    with readable(path, "file of Inception weights") as file:
-        content = file.read_bytes()
+    with readable(path, "file of Inception weights") as path:
+        content = path.read_bytes()
         # torch-fidelity reads with weights_only=False, which runs any code in a file: the same bytes first, safely.
         torch.load(io.BytesIO(content), weights_only=True)
     try:

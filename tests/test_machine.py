@@ -32,8 +32,9 @@ def test_auto_is_bf16_where_the_processor_is_faster_at_it(monkeypatch, processor
     assert choose_precision("bf16", CPU).name == "bf16"
 
 
-def test_fp32_is_fp32_on_a_gpu_too():
-    code = "import torch, common.sampling; assert not torch.backends.cudnn.allow_tf32"
+@pytest.mark.parametrize("module", ["sampling", "inception"])
+def test_fp32_is_fp32_on_a_gpu_too(module):
+    code = f"import torch, common.{module}; assert not torch.backends.cudnn.allow_tf32"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
