@@ -128,7 +128,7 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     pairs = max(checkpoint.header.get("pair_generation_flop", 0) for checkpoint in shipped)
     notes = (
         "Training FLOP are the model's own, with those of the student that it began as. A student's come on top of\n"
-        f"its teacher's, of {pairs:.3g} of the pairs' and of {classifiers:.3g} of the classifiers in its losses."
+        f"its teacher's, its pairs' ({pairs:.3g}) and those of the classifiers in its losses ({classifiers:.3g})."
     )
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 

@@ -14,7 +14,8 @@ own states, with the gradient within a step ("four steps" alone means that). All
 where a variant says *for half the FLOP*, it is the beginning of another, whose FLOP, examples and minutes include its.
 
 Options that brought nothing were taken out of the code: training on a four-step student's own states, and steps of
-unequal length. The column *code* ends in the commit that made the row, and that commit has the row's options.
+unequal length. Definitions still name them, with the values that are left. The column *code* ends in the commit that
+made the row; that of a row which tried such an option has it.
 
 - Error: mean squared, against the teacher's images of the same noise, on the pairs that trained nothing.
 - Minutes are by the clock, with whatever else the machine did."""

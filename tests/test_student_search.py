@@ -38,21 +38,9 @@ def search(run_script, random_inception, image_folder, monkeypatch, tmp_path):
         teacher, folder = tmp_path / f"teacher_{seed}.safetensors", tmp_path / f"pairs_{seed}"
         if not folder.exists():
             save_model(teacher, "teacher", seed, arguments={"label_dropout": 0.1}, training_flop=10**12)
-            how = (
-                "--teacher",
-                teacher,
-                "--solver",
-                "euler",
-                "--num-steps",
-                4,
-                "--guidance-scale",
-                1,
-                "--num-pairs",
-                240,
-                "--out",
-                folder,
-            )
-            assert run_script("generate_noise_dataset.py", *how).status == 0
+            how = ("--solver", "euler", "--num-steps", 4, "--guidance-scale", 1)
+            making = ("--teacher", teacher, *how, "--num-pairs", 240, "--out", folder)
+            assert run_script("generate_noise_dataset.py", *making).status == 0
         commands.clear()
         files = ("--teacher", teacher, "--pairs", folder, "--out", tmp_path / "runs", "--rows", tmp_path / "rows.jsonl")
         fid = ("--num-samples", num_samples, "--reference", image_folder, "--inception-weights", random_inception)
