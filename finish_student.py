@@ -2,13 +2,12 @@
 
     distance(its images of the pairs' noise, the teacher's)  +  weight * critic(its images of fresh noise)
 
-A student that was distilled on pairs averages over what it cannot resolve, and blurs. The critic compares
-distributions: with real images in classifier features (frechet, adversarial), or with the teacher's by distribution
-matching (score). The pairs keep the student close to its teacher: the same noise, the same picture.
+A student that was distilled on pairs averages over what it cannot resolve, and blurs. The critic compares the
+distribution of its images with that of real ones, or of the teacher's, in classifier features. The pairs keep the
+student close to its teacher: the same noise, the same picture.
 
-Reads   the student's checkpoint, its teacher's and the noise pairs; for the critics by features a feature network's,
-        and the teacher's images, unless the teacher's own are the goal (--critic-images teacher); for --critic score
-        the guide of the pairs, if they had one
+Reads   the checkpoints of the student, its teacher and a feature network, and the noise pairs; the images that trained
+        the teacher, unless the teacher's own are the goal (--critic-images teacher)
 Writes  OUT/student.safetensors or OUT/four_step.safetensors, as the student is (EMA weights), training_state.pt,
         metrics.jsonl, loss.png, previews/, tensorboard/
 

@@ -21,7 +21,7 @@ import torch
 from benchmarks.stage_scripts import as_arguments, run_script, schedule, steps_for
 from common.checkpoint import load_checkpoint, load_header
 from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
-from common.distillation_arguments import CRITICS_BY_FEATURES, USUAL_FEATURE_NETWORK
+from common.distillation_arguments import USUAL_FEATURE_NETWORK
 from common.errors import UserError
 from common.files import sha256
 from common.lineage import feature_networks
@@ -43,7 +43,6 @@ PIXELS, FEATURES = {"--loss": "pseudo-huber"}, {"--loss": "features", "--feature
 REAL, TEACHERS = {"--critic-images": "real"}, {"--critic-images": "teacher"}
 FRECHET = {"--critic": "frechet", "--critic-weight": 0.4, "--critic-window": 4096, "--critic-share": 0.5}
 ADVERSARIAL = {"--critic": "adversarial", "--critic-weight": 0.01, "--critic-share": 0.5}
-SCORE = {"--critic": "score", "--critic-weight": 0.5, "--critic-share": 0.5}
 LOSSES = {
     "pixels": PIXELS,
     "features": FEATURES,
@@ -51,7 +50,6 @@ LOSSES = {
     "features, Frechet": FEATURES | FRECHET | REAL,
     "features, Frechet to the teacher": FEATURES | FRECHET | TEACHERS,
     "features, adversarial": FEATURES | ADVERSARIAL | REAL,
-    "pixels, score": PIXELS | SCORE | TEACHERS,
 }
 OPINION_SEED = 0
 LOSS_OPTIONS = list(dict.fromkeys(option for losses in LOSSES.values() for option in losses))
@@ -104,7 +102,7 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
 
 
 def needs_feature_network(losses: dict) -> bool:
-    return losses["--loss"] == "features" or losses.get("--critic") in CRITICS_BY_FEATURES
+    return losses["--loss"] == "features" or "--critic" in losses
 
 
 def is_finished(path: Path) -> bool:

@@ -1,8 +1,7 @@
 """Critics: losses on the distribution of a student's images, against the real ones or the teacher's.
 
-A critic gives a loss at every training step, keeps what it was shown, and learns from it after the step. Two compare
-features of a frozen classifier (`frechet_critic.py`, `adversarial_critic.py`); the third is distribution matching by
-the teacher's flow (`score_critic.py`).
+A critic gives a loss at every training step, keeps what it was shown, and learns from it after the step. Both compare
+features of a frozen classifier: `frechet_critic.py`, `adversarial_critic.py`.
 """
 
 import argparse
@@ -16,10 +15,9 @@ from common.adversarial_critic import AdversarialCritic
 from common.distillation import Distillation
 from common.errors import UserError
 from common.frechet_critic import FrechetCritic
-from common.score_critic import ScoreCritic
 from common.target_images import TargetImages
 
-WEIGHTS = {"frechet": 0.4, "adversarial": 0.01, "score": 0.5}
+WEIGHTS = {"frechet": 0.4, "adversarial": 0.01}
 """Of the critics' losses, where none is given."""
 USUAL_WINDOW = 4096
 
@@ -39,9 +37,7 @@ def add_critic_arguments(parser: command_line.ArgumentParser) -> None:
         help="share of the batch that starts from fresh noise, of which the teacher's images are not known",
     )
     group.add_argument(
-        "--critic-images",
-        choices=("real", "teacher"),
-        help="what the student's are compared with (default: real; the teacher's for score, which knows no others)",
+        "--critic-images", choices=("real", "teacher"), default="real", help="what the student's are compared with"
     )
     group.add_argument(
         "--critic-window",
@@ -55,11 +51,6 @@ def add_critic_arguments(parser: command_line.ArgumentParser) -> None:
 
 def settle_critic_arguments(args: argparse.Namespace) -> None:
     """Fills in the defaults that depend on the critic. Raises UserError for an option that would do nothing."""
-    if args.critic == "score" and (args.critic_images == "real" or args.data_dir):
-        raise UserError("--critic score knows the teacher's images alone: without --critic-images real or --data-dir")
-    if args.critic == "score" and args.steps <= ScoreCritic.WARMUP_STEPS:
-        raise UserError(f"--critic score starts after {ScoreCritic.WARMUP_STEPS} steps: give more --steps")
-    args.critic_images = args.critic_images or ("teacher" if args.critic == "score" else "real")
     if args.critic_images == "teacher" and args.data_dir:
         raise UserError("--data-dir needs --critic-images real")
     if args.critic != "frechet" and args.critic_window:
@@ -106,12 +97,10 @@ class MeanCritic(nn.Module):
             critic.update()
 
 
-def make_critic(
-    args: argparse.Namespace, run: Distillation, target: TargetImages, per_step: int
-) -> MeanCritic | ScoreCritic:
+def make_critic(args: argparse.Namespace, run: Distillation, target: TargetImages, per_step: int) -> MeanCritic:
     """The critic that was asked for, of a student that shows it `per_step` images at every step.
 
-    Raises UserError for a window that the features or the run do not fit, and for a guide that is not the pairs'.
+    Raises UserError for a window that the features or the run do not fit.
     """
     flips, networks = not args.no_flips, run.feature_networks
     if args.critic == "frechet":
@@ -119,10 +108,7 @@ def make_critic(
         return MeanCritic(
             [FrechetCritic(network, target, args.critic_window, flips, run.precision) for network in networks]
         )
-    if args.critic == "adversarial":
-        return MeanCritic([AdversarialCritic(network, target, per_step, args.seed, flips) for network in networks])
-    run.require_guide_of_pairs(run.teacher.guide)
-    return ScoreCritic(run.teacher.model, run.teacher.guide_model, run.pairs.settings, args.seed)
+    return MeanCritic([AdversarialCritic(network, target, per_step, args.seed, flips) for network in networks])
 
 
 def require_fitting_window(args: argparse.Namespace, num_features: int, per_step: int) -> None:

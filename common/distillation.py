@@ -75,7 +75,7 @@ class Distillation:
             self.feature_networks, flop = load_feature_networks(paths, image_shape, self.teacher.header, self.device)
             self.header["feature_networks"] = flop
         elif args.feature_network:
-            raise UserError("--feature-network is for --loss features, and for a critic by features")
+            raise UserError("--feature-network is for --loss features, and for a critic")
         self.distance = PIXEL_LOSSES.get(args.loss, pseudo_huber)
         self.feature_distance = FeatureDistance(self.feature_networks) if args.loss == "features" else None
         self.order = EpochOrder(self.pairs.training_count, pairs_per_step, args.seed)
@@ -86,10 +86,10 @@ class Distillation:
         path = guide_beside(self.args.teacher)
         return path if path and sha256(path) == self.pairs.header.get("guide") else None
 
-    def require_guide_of_pairs(self, guide: Checkpoint | None) -> None:
-        """Raises UserError for another guide than the pairs were made with, or none where they had one."""
+    def require_guide_of_pairs(self, guide: Checkpoint) -> None:
+        """Raises UserError for another guide than the pairs were made with."""
         expected = self.pairs.header.get("guide")
-        if (guide.sha256 if guide else None) != expected:
+        if guide.sha256 != expected:
             remedy = "give it as --guide" if expected else "leave out --guide"
             raise UserError(f"the pairs were made {how_guided(self.pairs.header)}: {remedy}")
 

@@ -10,8 +10,6 @@ from common.errors import UserError
 from common.presets import NETWORKS, STUDENT_RECIPES
 from common.training_arguments import Recipe, add_training_arguments
 
-CRITICS_BY_FEATURES = ("frechet", "adversarial")
-
 USUAL_FEATURE_NETWORK = Path("checkpoints/feature_network/feature_network.safetensors")
 
 
@@ -35,7 +33,7 @@ def distillation_parser(description: str, recipe: Recipe, out: str) -> argparse.
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="checkpoints of feature_network.py, for --loss features and for a critic by features; of several, the "
+        help="checkpoints of feature_network.py, for --loss features and for a critic; of several, the "
         f"losses are the mean (default: {USUAL_FEATURE_NETWORK})",
     )
     group.add_argument(
@@ -63,7 +61,7 @@ def settle_loss_arguments(args: argparse.Namespace) -> None:
 
 def needs_feature_networks(args: argparse.Namespace) -> bool:
     """Whether a part of the loss, or its critic, looks at features."""
-    return args.loss == "features" or getattr(args, "critic", None) in CRITICS_BY_FEATURES
+    return args.loss == "features" or hasattr(args, "critic")
 
 
 def student_parser(description: str, out: str) -> argparse.ArgumentParser:

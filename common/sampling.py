@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from common.device import Precision
 from common.errors import UserError
-from common.flow import per_sample
 from common.noise import BLOCK_SIZE, sample_noise
 from common.solvers import SOLVERS, integrate, integration_steps, time_grid
 from common.unet import count_forward_flop
@@ -40,10 +39,10 @@ class SamplingSettings:
         if not self.is_guided:  # equal images have equal settings
             object.__setattr__(self, "guidance_interval", GUIDANCE_INTERVAL)
 
-    def guides_at(self, t: float | Tensor) -> bool | Tensor:
+    def guides_at(self, t: float) -> bool:
         """Whether t lies in the guidance interval; its ends belong to it, whatever the rounding of a solver's times."""
         low, high = self.guidance_interval
-        return (low - 1e-9 <= t) & (t <= high + 1e-9)
+        return low - 1e-9 <= t <= high + 1e-9
 
     @property
     def is_guided(self) -> bool:
@@ -111,12 +110,6 @@ class GuidedVelocity:
         times = torch.full((len(x),), t, device=x.device)
         conditional = self._conditional(x, times)
         return self._guided(conditional, x, times) if self.settings.guides_at(t) else conditional
-
-    def at_times(self, x: Tensor, times: Tensor) -> Tensor:
-        """Of samples (N, C, H, W) at times (N,). Outside the guidance interval they cost as many calls as inside."""
-        conditional = self._conditional(x, times)
-        guided = self._guided(conditional, x, times)
-        return torch.where(per_sample(self.settings.guides_at(times), x), guided, conditional)
 
     def _conditional(self, x: Tensor, times: Tensor) -> Tensor:
         self.network_calls += 1

@@ -20,9 +20,8 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
     training = ("--preset", "tiny", *RESUMED_STEPS)
     data = ("--data", "folder", "--data-dir", images, *FEW_IMAGES)
     folder = pairs.parent
-    scoring = ("finish_student.py", *distillation)
     networks = (folder / "features.safetensors", folder / "more_features.safetensors")
-    finishing = (*scoring, "--feature-network", *networks, "--critic-images", "teacher")
+    finishing = ("finish_student.py", *distillation, "--feature-network", *networks, "--critic-images", "teacher")
     frechet = ("--critic", "frechet", "--critic-window", "48", "--batch-size", "16", "--loss", "features")
     small = ("--network", '{"widths": [24, 16]}')
     features = ("feature_network.py", *data, *small, *RESUMED_STEPS)
@@ -37,7 +36,6 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
             *(*finishing, "--student", folder / "four_step.safetensors"),
             *("--critic", "adversarial"),
         ),
-        "one_step_score": (*scoring, "--student", folder / "student.safetensors", "--critic", "score"),
         "features": features,
         "rotation": (*features, "--task", "rotation"),
     }
@@ -45,7 +43,6 @@ def training_commands(teacher: Path, pairs: Path, images: Path) -> dict[str, tup
 
 @pytest.fixture
 def commands(make_teacher, run_script, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.score_critic.ScoreCritic.WARMUP_STEPS", 3)
     teacher, pairs = make_teacher(), tmp_path / "pairs"
     run_script("generate_noise_dataset.py", "--teacher", teacher, "--out", pairs, "--num-pairs", 50, "--num-steps", 4)
     save_feature_network(tmp_path / "features.safetensors")

@@ -56,16 +56,6 @@ def test_guidance_extrapolates_within_its_interval_and_counts_both_calls(t, guid
     assert velocity.network_calls == (2 if guided else 1)
 
 
-def test_samples_at_times_of_their_own_are_guided_each_as_alone():
-    model, guide = random_network(seed=0), random_network(seed=1)
-    x, times, labels = torch.randn(5, 3, 32, 32), torch.tensor([0.0, 0.11, 0.5, 0.79, 0.9]), torch.arange(5)
-    settings = SamplingSettings(guidance_scale=3.0, guide_scale=2.0)
-    with torch.no_grad():
-        together = GuidedVelocity(model, labels, settings, guide).at_times(x, times)
-        alone = [GuidedVelocity(model, labels[[row]], settings, guide)(x[[row]], times[row].item()) for row in range(5)]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("guidance_scale", "calls"), [(1.0, 2), (3.0, 3)])
 def test_a_guide_extrapolates_from_the_weaker_network(guidance_scale, calls):
     model, guide = random_network(seed=0), random_network(seed=1)
