@@ -96,6 +96,7 @@ def main() -> None:
             count = min(SHARD_SIZE, args.num_pairs - start)
             path = shard_path(args.out, start // SHARD_SIZE)
             if existing_count(path, recipe) >= count:
+                bar.initial += count  # the rate is of those that are made now
                 bar.update(count)
                 continue
             batches = []
