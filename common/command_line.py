@@ -69,6 +69,7 @@ def is_lack_of_memory(error: RuntimeError) -> bool:
 
 
 def _exit_when_terminated(signal_number: int, frame) -> NoReturn:
+    signal.signal(signal_number, signal.SIG_IGN)  # make and the shell may send one each
     sys.exit(128 + signal_number)
 
 
