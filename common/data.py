@@ -123,8 +123,8 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
         raise UserError(f"CIFAR-10 images are 32 x 32, the model wants {image_size} x {image_size}")
     if holds_pictures(path):  # what is unpacked among them would be one of their classes
         raise UserError(
-            f"{path} holds pictures, and CIFAR-10 is not to be unpacked there: give another --data-dir (to train on "
-            "the pictures: --data folder)"
+            f"{path} holds pictures, and CIFAR-10 is not to be unpacked there: give another --data-dir, or ask for "
+            f"the pictures (--data folder, --reference {path})"
         )
     try:
         data = CIFAR10(path, train=True, download=True)
