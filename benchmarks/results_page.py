@@ -49,7 +49,7 @@ FIRST_MARK, LAST_MARK = "<!-- make results: from here -->\n", "<!-- make results
 FIGURES = {
     "nfe": "docs/fid_against_network_calls.png",
     "training_flop": "docs/fid_against_training_flop.png",
-    "further_flop": "docs/fid_against_further_flop.png",
+    "finishing_flop": "docs/fid_against_finishing_flop.png",
 }
 
 
@@ -168,9 +168,9 @@ def curve_sections(current: Sequence[dict], results: Sequence[dict], out: Path) 
         ("nfe", current, "FID against network calls"),
         ("training_flop", [result for result in results if result["stage"] == "teacher"], "FID against training FLOP"),
         (
-            "further_flop",
+            "finishing_flop",
             [result for result in results if result["stage"] not in (None, "teacher")],
-            "FID of students that were trained on",
+            "FID against finishing FLOP",
         ),
     ):
         measured = [result for result in candidates if result["fid"] is not None]

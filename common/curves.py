@@ -13,7 +13,7 @@ MARKERS, LINE_STYLES = "osD^vPX", ("-", "--", ":", "-.")
 AXES = {
     "nfe": "network calls behind an image (NFE)",
     "training_flop": "training FLOP",
-    "further_flop": "training FLOP after the first student of a line",
+    "finishing_flop": "training FLOP of finishing",
 }
 Points = list[tuple[float, float]]
 GAP = (nan, nan)
@@ -24,11 +24,11 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
     """The lines of `fid_curve` by their labels, each of a model or a way of running it: points (`axis`, FID).
 
     FID is the mean over sampling seeds. Over training FLOP, a way of running that only one model was measured by says
-    nothing and is left out. Over further FLOP a line is of students that were trained on by the same losses, with a
+    nothing and is left out. Over finishing FLOP a line is of students that were finished by the same losses, with a
     piece from each one's start to itself, and `GAP` between the pieces.
     """
-    if axis == "further_flop":
-        return _series_of_students(group)
+    if axis == "finishing_flop":
+        return _series_of_finished(group)
     # Every teacher may have a guide of its own: over training FLOP it counts how strongly each is guided by it.
     constant = {"nfe": ("checkpoint", "guide"), "training_flop": ("num_steps",)}[axis]
     series: dict[str, list[dict]] = {}
@@ -51,7 +51,7 @@ def curve_series(group: Sequence[dict], axis: str = "nfe") -> dict[str, Points]:
     return labelled
 
 
-def _series_of_students(group: Sequence[dict]) -> dict[str, Points]:
+def _series_of_finished(group: Sequence[dict]) -> dict[str, Points]:
     students: dict[tuple, list[dict]] = {}
     for result in group:
         if result["stage"] in ("one_step", "four_step") and result["fid"] is not None:
@@ -60,17 +60,21 @@ def _series_of_students(group: Sequence[dict]) -> dict[str, Points]:
     def start_of(student: dict) -> tuple:
         return student["stage"], student["init_sha256"]
 
+    def was_finished(student: dict) -> bool:
+        """By a critic, from a start that was measured, too."""
+        return start_of(student) in students and student["training_runs"][-1]["critic"] is not None
+
     def place(student: dict) -> tuple[float, float]:
-        """Since the first of its line that was measured; FID, as the mean over what was measured of it."""
+        """FLOP since the first that was not finished; FID, as the mean over what was measured of it."""
         flop, first = 0.0, student
-        while start_of(first) in students:
+        while was_finished(first):
             start = students[start_of(first)][0]
             flop, first = flop + first["training_flop"] - start["training_flop"], start
         return flop, mean_fid(students[student["stage"], student["checkpoint"]])
 
     pieces: dict[str, list[Points]] = {}
     for student, *_ in students.values():
-        if start_of(student) in students:
+        if was_finished(student):
             label = f"{name_of(student)}, {losses_in_words(student['training_runs'][-1])}"
             pieces.setdefault(label, []).append([place(students[start_of(student)][0]), place(student)])
     return {label: [point for piece in sorted(of) for point in (GAP, *piece)][1:] for label, of in pieces.items()}
