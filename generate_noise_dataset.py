@@ -22,7 +22,7 @@ from common.class_turns import kept_counts
 from common.device import choose_device, choose_precision
 from common.files import folder_to_oneself, save_tensor_file
 from common.noise import BLOCK_SIZE
-from common.pairs import (
+from common.pair_shards import (
     FORMAT,
     SHARD_SIZE,
     TRAJECTORY_TIMES,

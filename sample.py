@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.files import require_writable, write_bytes
 from common.images import enlarged, image_grid, npz_bytes, save_picture
 from common.noise import BLOCK_SIZE
-from common.pairs import how_guided, recipe_of
+from common.pair_shards import how_guided, recipe_of
 from common.sampling import SamplingSettings, draw_blocks, labels_in_turn
 
 

@@ -33,7 +33,8 @@ from common.epoch_order import EpochOrder
 from common.errors import UserError
 from common.files import sha256
 from common.noise import BLOCK_SIZE, derive_seed
-from common.pairs import PairBatch, PairSet, how_guided
+from common.pair_shards import how_guided
+from common.pairs import PairBatch, PairSet
 from common.presets import NETWORKS
 from common.previews import preview_grid
 from common.sampling import SamplingSettings, draw

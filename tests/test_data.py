@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from common import data, shapes
+from common import data, image_folder, shapes
 from common.data import load_images, split_held_out
 from common.errors import UserError
 from common.image_sets import PictureFiles
@@ -109,7 +109,7 @@ def test_the_cache_is_used_and_never_stale(tmp_path, monkeypatch):
     path = write(tmp_path / "set", "a/one.png", Image.new("RGB", (32, 32), (10, 10, 10)))
     assert load_images("folder", tmp_path / "set").images.max() == 10
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_decode", None)
+        patch.setattr(image_folder, "_decode", None)
         assert load_images("folder", tmp_path / "set").images.max() == 10  # nothing was decoded
     Image.new("RGB", (32, 32), (99, 99, 99)).save(path)
     os.utime(path, ns=(1, 1))
@@ -121,7 +121,7 @@ def test_a_linked_folder_has_the_cache_of_the_folder_itself(tmp_path, monkeypatc
     load_images("folder", tmp_path / "set")
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (tmp_path / "elsewhere" / "deep" / "link").symlink_to(tmp_path / "set")
-    monkeypatch.setattr(data, "_decode", None)
+    monkeypatch.setattr(image_folder, "_decode", None)
     assert load_images("folder", tmp_path / "elsewhere" / "deep" / "link").images.max() == 10
 
 

@@ -18,7 +18,8 @@ from common.distances import FeatureDistance, pseudo_huber
 from common.epoch_order import EpochOrder
 from common.files import sha256
 from common.noise import derive_seed
-from common.pairs import TRAJECTORY_TIMES, PairSet
+from common.pair_shards import TRAJECTORY_TIMES
+from common.pairs import PairSet
 from common.run_log import read_metrics
 from common.sampling import SamplingSettings, draw
 from common.training import step_generator

@@ -12,7 +12,8 @@ from common.errors import UserError
 from common.files import folder_to_oneself
 from common.images import to_uint8
 from common.noise import sample_noise
-from common.pairs import TRAJECTORY_TIMES, PairSet, read_shard
+from common.pair_shards import TRAJECTORY_TIMES, read_shard
+from common.pairs import PairSet
 from common.sampling import SamplingSettings, draw
 from common.solvers import time_grid
 from common.training_state import STATE_FILE
