@@ -1,6 +1,7 @@
 """What can be measured, and what it can be measured against: samples of a model, image folders, arrays of images."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -169,11 +170,13 @@ class PictureFiles:
 
     @classmethod
     def below(cls, folder: Path) -> "PictureFiles":
-        """Every picture in a folder and its sub-folders that is not hidden, in sorted order.
+        """Every picture in a folder and its sub-folders, linked ones too, that is not hidden, in sorted order.
 
         Raises UserError where there is none.
         """
-        pictures = (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+        # As torchvision's ImageFolder does, by which training reads the same folder; Path.rglob passes links over.
+        paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+        pictures = (path for path in paths if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
         files = sorted(path for path in pictures if not is_hidden(path, folder))
         if not files:
             raise UserError(f"there are no pictures in {folder}")

@@ -116,6 +116,13 @@ def test_the_cache_is_used_and_never_stale(tmp_path, monkeypatch):
     assert load_images("folder", tmp_path / "set").images.max() == 99
 
 
+def test_linked_class_folders_train_and_are_measured_alike(tmp_path):
+    write(tmp_path / "set", "a/one.png", Image.new("RGB", (32, 32)))
+    write(tmp_path / "elsewhere", "two.png", Image.new("RGB", (32, 32)))
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
+    assert len(load_images("folder", tmp_path / "set")) == len(PictureFiles.below(tmp_path / "set")) == 2
+
+
 def test_a_linked_folder_has_the_cache_of_the_folder_itself(tmp_path, monkeypatch):
     write(tmp_path / "set", "a/one.png", Image.new("RGB", (32, 32), (10, 10, 10)))
     load_images("folder", tmp_path / "set")
