@@ -25,7 +25,7 @@ from common import command_line, metrics, sampling_arguments
 from common.curves import fid_curve
 from common.device import Precision
 from common.errors import UserError
-from common.feature_store import Features, FeatureStore
+from common.feature_store import PART_SIZE, Features, FeatureStore
 from common.files import require_writable, write_bytes
 from common.image_sets import ModelSamples, StoredImages, load_image_set
 from common.inception import FEATURE_COUNT, Inception
@@ -57,7 +57,12 @@ def parse_args() -> argparse.Namespace:
         "--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise, or of the subset"
     )
     sampling_arguments.add_classes_argument(parser, otherwise="all, as often as among the training images")
-    parser.add_argument("--batch-size", type=command_line.COUNT, default=BLOCK_SIZE, help="samples drawn at a time")
+    parser.add_argument(
+        "--batch-size",
+        type=command_line.bounded(int, low=1, high=PART_SIZE),
+        default=BLOCK_SIZE,
+        help=f"samples drawn at a time, {PART_SIZE} at most",
+    )
     parser.add_argument(
         "--sweep", type=parse_step_counts, metavar="1,2,4,...", help="run the teachers with each --num-steps"
     )

@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from common import command_line, sampling_arguments
@@ -47,9 +48,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise")
     parser.add_argument(
         "--batch-size",
-        type=command_line.COUNT,
+        type=command_line.bounded(int, low=1, high=SHARD_SIZE),
         default=BLOCK_SIZE,
-        help="pairs integrated at a time; larger keeps a GPU busy",
+        help=f"pairs integrated at a time, {SHARD_SIZE} at most; larger keeps a GPU busy",
     )
     parser.add_argument(
         "--trajectory-times",
@@ -95,16 +96,17 @@ def main() -> None:
         for start in range(0, args.num_pairs, SHARD_SIZE):
             count = min(SHARD_SIZE, args.num_pairs - start)
             path = shard_path(args.out, start // SHARD_SIZE)
-            if existing_count(path, recipe) >= count:
-                bar.initial += count  # the rate is of those that are made now
-                bar.update(count)
+            existing = min(existing_count(path, recipe), count)
+            bar.initial += existing  # the rate is of those that are made now
+            bar.update(existing)
+            if existing == count:
                 continue
             batches = []
             for batch in draw_blocks(
                 teacher.model,
                 args.seed,
-                start,
-                count,
+                start + existing,
+                count - existing,
                 teacher.class_turns,
                 settings,
                 keep_times=keep_times,
@@ -115,8 +117,13 @@ def main() -> None:
             ):
                 batches.append(batch)
                 bar.update(len(batch.images))
-            header = {"start": start, "count": count, "flop": flop_behind(batches, teacher.model, teacher.guide_model)}
-            save_tensor_file(path, {"header": {**recipe, **header}, **shard_tensors(batches)})
+            tensors, flop = shard_tensors(batches), flop_behind(batches, teacher.model, teacher.guide_model)
+            if existing:  # to the bit, which drawing them again in other batches would not keep
+                shard = read_shard(path)
+                tensors = {name: torch.cat([shard[name], added]) for name, added in tensors.items()}
+                flop += shard["header"]["flop"]
+            header = {**recipe, "start": start, "count": count, "flop": flop}
+            save_tensor_file(path, {"header": header, **tensors})
 
     held = sum(read_shard(path)["header"]["count"] for path in shard_paths(args.out))
     states = f"states at t = {in_words(keep_times)}" if keep_times else "no states"
