@@ -100,11 +100,17 @@ class MeanCritic(nn.Module):
 def make_critic(args: argparse.Namespace, run: Distillation, target: TargetImages, per_step: int) -> MeanCritic:
     """The critic that was asked for, of a student that shows it `per_step` images at every step.
 
-    Raises UserError for a window that the features or the run do not fit.
+    Raises UserError for a window that the features or the run do not fit, and for fewer images than features.
     """
     flips, networks = not args.no_flips, run.feature_networks
     if args.critic == "frechet":
-        require_fitting_window(args, max(network.summary_size for network in networks), per_step)
+        num_features = max(network.summary_size for network in networks)
+        require_fitting_window(args, num_features, per_step)
+        if target.count * (2 if flips else 1) <= num_features:
+            raise UserError(
+                f"{target.count:,} images{' and their mirror images' * flips} are too few for the covariance of "
+                f"{num_features:,} features: use --critic adversarial, or smaller feature networks"
+            )
         return MeanCritic(
             [FrechetCritic(network, target, args.critic_window, flips, run.precision) for network in networks]
         )

@@ -90,6 +90,8 @@ def test_what_cannot_be_finished_is_refused(finish, run_script, image_folder, ma
     assert "must leave something" in finish("--critic-share", 0.001).error_line
     assert "must be 48 or more" in finish("--critic-window", 47).error_line
     assert "after 65 images of fresh noise, and before the last of 3 steps" in finish("--critic-window", 65).error_line
+    few = finish("--critic-window", 48, "--critic-images", "teacher").error_line
+    assert "18 images and their mirror images are too few for the covariance of 48 features" in few
     twice = (tmp_path / "features.safetensors", tmp_path / "features.safetensors")
     assert "is the same network as another" in finish("--critic-window", 48, "--feature-network", *twice).error_line
     assert "--feature-weight needs" in finish("--feature-weight", 0.5).error_line
