@@ -22,6 +22,7 @@ from common.training_state import (
     check_beginning,
     check_identity,
     check_schedule,
+    check_warm_up,
     compact,
     find_training_state,
     has_begun,
@@ -128,6 +129,7 @@ class TrainingRun:
                 raise UserError(
                     f"of the run in {run} only the last weights are left: --branch-from it with more --steps"
                 )
+            check_warm_up(state, args, run)
             self.warmed_up_from = self.step
             for average in self.averages.values():
                 average.module.load_state_dict(state["model"])
@@ -226,7 +228,9 @@ class TrainingRun:
         """Raises UserError where the loss or the gradient of a step is not finite; no such step has been saved."""
         steps_ago = self.meter.look()
         if steps_ago:
-            raise UserError(f"the loss or its gradient is not finite at step {self.step - steps_ago}; {self._advice()}")
+            raise UserError(
+                f"the loss or its gradient is not finite at step {self.step - steps_ago + 1}; {self._advice()}"
+            )
 
     def require_finite(self) -> None:
         """Raises UserError where a step was not finite, or what the last of them made of the run."""

@@ -109,6 +109,16 @@ def check_averages(state: dict, decays: Collection[float], run: Path) -> None:
             raise UserError(f"{run} has averages with --ema-decay {', '.join(map(str, kept))}, and none with {decay}")
 
 
+def check_warm_up(state: dict, args: argparse.Namespace, run: Path) -> None:
+    """Raises UserError where the warm-up that follows a compact state does not end before the decay begins."""
+    remaining = args.steps - state["step"]
+    if args.warmup_steps + args.decay_steps > remaining:
+        raise UserError(
+            f"after the weights in {run} there are {remaining} steps, into which {args.warmup_steps} of warm-up and "
+            f"{args.decay_steps} of decay do not fit: give more --steps"
+        )
+
+
 def check_schedule(state: dict, args: argparse.Namespace, run: Path) -> None:
     """The steps that were taken must be those that the schedule asked for now would have taken, too.
 

@@ -194,6 +194,8 @@ def test_a_run_goes_on_from_a_compact_state_where_the_whole_one_is_lost(commands
     before = sha256(trunk / "teacher.safetensors")
     assert f"--branch-from {trunk} to another --out" in run_script(script, *arguments, *first).error_line
     assert sha256(trunk / "teacher.safetensors") == before and not (trunk / STATE_FILE).exists()
+    tight = run_script(*prolonged, "--steps", 19, "--out", tmp_path / "tight")
+    assert "there are 7 steps, into which 4 of warm-up and 4 of decay do not fit" in tight.error_line
     assert run_script(*prolonged, "--out", tmp_path / "unbroken").status == 0
     paused = run_script(*prolonged, "--max-minutes", 1e-5, "--out", tmp_path / "stopped")
     assert "paused" in paused.out and "step 13 of 24" in paused.out
