@@ -82,7 +82,7 @@ def training_command(variant: Variant, flop: float, images: Path, out: Path, com
         **variant.flow,
     }
     command = ["teacher_rectified_flow.py", *as_arguments(options)]
-    steps = steps_for(flop, command, out.with_name("one_step_of_it"))
+    steps = steps_for(flop, command)
     schedule = {
         "--steps": steps,
         "--warmup-steps": min(500, steps // 10),

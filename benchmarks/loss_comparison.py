@@ -97,7 +97,7 @@ def training_command(name: str, stage: str, args: argparse.Namespace) -> list[st
     else:
         script, start = STAGES[stage].script, {"--init": args.student}
     command = [script, *as_arguments(start | files | RECIPE | losses)]
-    steps = steps_for(args.flop, command, args.out / "one_step_of_it")
+    steps = steps_for(args.flop, command)
     return [*command, *as_arguments({"--steps": steps, "--evaluate-every": steps} | schedule(steps))]
 
 

@@ -20,7 +20,13 @@ from common.device import describe_machine
 from common.distances import share_of_variance, variance_around_class_mean
 from common.noise import BLOCK_SIZE, sample_noise
 from common.sampling import draw, labels_in_turn
-from common.sampling_arguments import add_sampling_arguments, load_teacher, sampling_precision, sampling_settings
+from common.sampling_arguments import (
+    add_sampling_arguments,
+    load_teacher,
+    refuse_interval_without_guidance,
+    sampling_precision,
+    sampling_settings,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +45,7 @@ def main() -> None:
     device = precision.device
     teacher = load_teacher(args.teacher, args, device, otherwise="give the teacher whose pairs it learned from")
     settings = sampling_settings(args, teacher, teacher.settings)
+    refuse_interval_without_guidance(args, [settings])
     images, of_mirrored_noise, labels = [], [], labels_in_turn(range(len(teacher.class_names)), 0, args.num_samples)
     for start in range(0, args.num_samples, BLOCK_SIZE):
         count = min(BLOCK_SIZE, args.num_samples - start)

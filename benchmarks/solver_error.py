@@ -17,7 +17,12 @@ from torch import Tensor
 from common.command_line import COUNT, COUNT_OR_ZERO, ArgumentParser, add_device_arguments, run
 from common.device import choose_device, choose_precision, describe_machine
 from common.sampling import SamplingSettings, draw_blocks
-from common.sampling_arguments import add_guidance_arguments, load_teacher, sampling_settings
+from common.sampling_arguments import (
+    add_guidance_arguments,
+    load_teacher,
+    refuse_interval_without_guidance,
+    sampling_settings,
+)
 from common.solvers import FIXED_STEP_SOLVERS
 from common.tables import text_table
 
@@ -54,6 +59,7 @@ def main() -> None:
     precision = choose_precision(args.precision, device)
     teacher = load_teacher(args.teacher, args, device, otherwise="it has no solver to choose")
     reference_settings = sampling_settings(args, teacher, teacher.settings)
+    refuse_interval_without_guidance(args, [reference_settings])
 
     def images(settings: SamplingSettings) -> tuple[Tensor, int]:
         classes = range(len(teacher.class_names))

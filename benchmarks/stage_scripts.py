@@ -3,10 +3,10 @@
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from common.checkpoint import load_header
 from common.errors import UserError
@@ -45,16 +45,15 @@ def as_arguments(options: dict) -> list[str]:
     return arguments
 
 
-def steps_for(flop: float, command: list[str], out: Path) -> int:
+def steps_for(flop: float, command: list[str]) -> int:
     """How many steps of a training script, at least 2, cost `flop` with what it needs once, as it counts them itself.
 
-    Known from a run in the folder `out` that is paused after its first step. Raises UserError for too little.
+    Known from a run in a temporary folder that is paused after its first step. Raises UserError for too little.
     """
-    shutil.rmtree(out, ignore_errors=True)
     endless = {"--steps": 10**6, "--warmup-steps": 0, "--decay-steps": 0, "--max-minutes": 1e-9}
-    run_script([*command, *as_arguments(endless), "--out", str(out)])
-    header = load_header(next(out.glob("*.safetensors")))
-    shutil.rmtree(out)
+    with TemporaryDirectory() as folder:
+        run_script([*command, *as_arguments(endless), "--out", folder])
+        header = load_header(next(Path(folder).glob("*.safetensors")))
     setup = header.get("setup_flop", 0)
     if flop <= setup:
         raise UserError(f"{flop:.3g} FLOP do not suffice: {command[0]} needs {setup:.3g} before its first step")

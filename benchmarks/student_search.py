@@ -63,9 +63,7 @@ class Search:
     @property
     def rows(self) -> dict[str, dict]:
         """Those of this search, by variant."""
-        ours = [
-            row for row in self.all_rows if all(row[name] == is_ours for name, is_ours in self.circumstances.items())
-        ]
+        ours = [row for row in self.all_rows if all(row[name] == value for name, value in self.circumstances.items())]
         return {row["variant"]: row for row in ours}
 
     def add(self, name: str) -> None:
@@ -114,7 +112,7 @@ class Search:
             options["--num-pairs"] = self.number_of_pairs(variant.pairs_share)
         command = [variant.script, *as_arguments(options | variant.all_options)]
         wanted = self.args.flop * variant.flop_share
-        steps = steps_for(wanted, command, self.runs / "one_step_of_it")
+        steps = steps_for(wanted, command)
         length = {"--steps": steps, "--ema-decay": 0.998, "--evaluate-every": steps}
         return [*command, *as_arguments(length | schedule(steps))]
 
