@@ -104,8 +104,9 @@ def main() -> int:
     elif args.num_pairs:
         raise UserError("--num-pairs needs --pairs")
     else:
-        images = load_images(args.data, args.data_dir, config.image_size, args.crop)
-        source = ImageSource(images, args.val_fraction, device)
+        source = ImageSource(
+            load_images(args.data, args.data_dir, config.image_size, args.crop), args.val_fraction, device
+        )
     order = EpochOrder(source.training_count, args.batch_size, args.seed)
     class_names = [] if args.unconditional else source.class_names
 
@@ -133,7 +134,7 @@ def main() -> int:
         return flow_loss(network, *batch, args.time_distribution, args.label_dropout, generator)
 
     def evaluate(network):
-        """The same loss on held-out images, on one kind of device always at the same noise and times.
+        """The same loss on held-out images, for one --seed and kind of device always at the same noise and times.
 
         The times are uniform whatever the training's are, since sampling needs the velocity at all of them. So it only
         compares runs of one --time-distribution: a run at uniform times trains on exactly this loss.

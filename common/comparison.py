@@ -70,7 +70,7 @@ def draw_column(
 ) -> Column:
     """Draws samples 0 ... count - 1 of `seed` and times them, after a warm-up with a batch of the first one's shape.
 
-    What takes less than a second is drawn three times, and the median counts.
+    Drawn until three times or a second are over, and the median counts.
     """
     # Two steps, one guided and one not.
     warm_up = replace(settings, solver="euler", num_steps=2, guidance_interval=(0.0, 0.4))

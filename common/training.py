@@ -96,6 +96,7 @@ class Trainer:
                 if run.step in self.snapshot_steps:
                     run.require_finite()
                     run.save_weights(args.out / "snapshots" / f"step_{run.step:07d}.safetensors")
+                    run.meter.start()
                 if time.monotonic() - last_save > 60 * args.save_minutes:
                     run.save()
                     last_save = time.monotonic()
