@@ -8,14 +8,13 @@ what its covariance needs. Run again, it goes on where it stopped: every stage d
 """
 
 import argparse
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.stage_scripts import run_python
 from common.command_line import ArgumentParser, bounded, run
 from common.errors import UserError
 from common.files import ROOT
@@ -47,10 +46,11 @@ def main() -> None:
         images.symlink_to(args.data_dir.resolve())
     for language, block in blocks_of(args.card.read_text(encoding="utf-8")):
         if language == "python":
-            run_in(args.out, ["-c", block])
+            run_python(["-c", block], "the Python of the model card", args.out)
             continue
         for _, script, *arguments in commands_of(block):
-            run_in(args.out, [str(ROOT / script), *arguments, *shortened(script, arguments, args.share)])
+            shorter = [*arguments, *shortened(script, arguments, args.share)]
+            run_python([str(ROOT / script), *shorter], script, args.out)
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:
@@ -90,14 +90,6 @@ def arguments_of(script: str, arguments: list[str]) -> argparse.Namespace:
         return runpy.run_path(str(ROOT / script))["parse_args"]()
     finally:
         sys.argv = before
-
-
-def run_in(folder: Path, arguments: list[str]) -> None:
-    """Raises UserError where the program fails; it has said why."""
-    print(f"\npython {shlex.join(arguments)}", flush=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if subprocess.run([sys.executable, *arguments], cwd=folder, env=environment).returncode:
-        raise UserError("this command of the model card did not come to its end")
 
 
 if __name__ == "__main__":

@@ -14,16 +14,22 @@ from common.files import ROOT
 
 
 def run_script(command: list[str]) -> None:
-    """Runs "compute_fid.py" or "benchmarks/fid_sanity.py" with arguments.
-
-    Raises UserError where it fails; it has said why. Who stops the search stops the script, and waits until it has
-    saved.
-    """
+    """Runs "compute_fid.py" or "benchmarks/fid_sanity.py" with arguments. Raises UserError where it fails."""
     path, *arguments = command
     is_benchmark = path.startswith("benchmarks/")
     start = ["-m", f"benchmarks.{Path(path).stem}"] if is_benchmark else [os.path.relpath(ROOT / path)]
-    print(f"\npython {shlex.join([*start, *arguments])}", flush=True)
-    script = subprocess.Popen([sys.executable, *start, *arguments])
+    run_python([*start, *arguments], path)
+
+
+def run_python(arguments: list[str], name: str, folder: Path | None = None) -> None:
+    """Runs Python with these arguments, in `folder` if there is one, with this repository's modules.
+
+    Raises UserError, which calls it `name`, where it fails; it has said why. Who stops this process stops that one, and
+    waits until it has saved, for which `subprocess.run` has no patience.
+    """
+    print(f"\npython {shlex.join(arguments)}", flush=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    script = subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment)
     try:
         status = script.wait()
     except (KeyboardInterrupt, SystemExit):
@@ -31,7 +37,7 @@ def run_script(command: list[str]) -> None:
         script.wait()
         raise
     if status:
-        raise UserError(f"{path} did not come to its end")
+        raise UserError(f"{name} did not come to its end")
 
 
 def as_arguments(options: dict) -> list[str]:
