@@ -9,7 +9,8 @@ from common.results import group_title
 NOTES = """## The commands
 
 FOLDER is the folder of the reference's JPEG files, and STATISTICS.npz the mean and covariance of their features, as
-`compute_fid.py --reference FOLDER` leaves them in data/features/*/statistics.npz: they give FID alone."""
+`compute_fid.py --reference FOLDER` leaves them in data/features/*/statistics.npz: they give no KID, precision
+or recall."""
 
 
 def commands_section(groups: Sequence[Sequence[dict]], files: dict[str, str]) -> str:

@@ -127,8 +127,9 @@ def shipped_section(shipped: Sequence[Checkpoint]) -> str:
     classifiers = max(feature_networks_flop(checkpoint.header) for checkpoint in shipped)
     pairs = max(checkpoint.header.get("pair_generation_flop", 0) for checkpoint in shipped)
     notes = (
-        "Training FLOP are the model's own, with those of the student that it began as. A student's come on top of\n"
-        f"its teacher's, its pairs' ({pairs:.3g}) and those of the classifiers in its losses ({classifiers:.3g})."
+        "Training FLOP are of all networks in the model's steps, with those of the student that it began as. Not in a\n"
+        f"student's: its teacher's, its pairs' ({pairs:.3g}), and the training of the classifiers in its losses "
+        f"({classifiers:.3g})."
     )
     return f"## What is shipped\n\n{markdown_table(header, rows)}\n\n{notes}"
 

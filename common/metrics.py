@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.files import atomic_write, readable
 
 CHUNK = 2048
-"""Features that are converted to float64 at a time: beside the features themselves, memory does not grow."""
+"""Features that are converted to float64 at a time: not all of them, which would take twice their memory."""
 KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020
 PRECISION_RECALL_SAMPLES, PRECISION_RECALL_NEIGHBOURS = 10_000, 3
 INCEPTION_SCORE_SPLITS = 10
