@@ -53,9 +53,7 @@ def parse_args() -> argparse.Namespace:
         type=command_line.bounded(int, low=2),
         help="samples of each model (default: 50000), or a random subset of stored images (default: all of them)",
     )
-    parser.add_argument(
-        "--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise, or of the subset"
-    )
+    parser.add_argument("--seed", type=command_line.SEED, default=0, help="random seed of the noise, or of the subset")
     sampling_arguments.add_classes_argument(parser, otherwise="all, as often as among the training images")
     parser.add_argument(
         "--batch-size",

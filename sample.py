@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         type=command_line.bounded(int, low=1, high=32),
         help="pixels for a pixel of the PNG grid (default: 1)",
     )
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise")
+    parser.add_argument("--seed", type=command_line.SEED, default=0, help="random seed of the noise")
     sampling_arguments.add_classes_argument(parser)
     sampling_arguments.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)

@@ -26,7 +26,7 @@ from benchmarks.search_rows import protocol_of, read_rows, require_definition, w
 from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, steps_for
 from benchmarks.training_rate import bare_rate, one_step
 from common.checkpoint import load_header, prepare
-from common.command_line import COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
+from common.command_line import POSITIVE, SEED, ArgumentParser, run
 from common.device import Precision, choose_device, describe_machine
 from common.errors import UserError
 from common.presets import SNAPSHOT_STEPS
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("checkpoints/search"), help="folder of the runs")
     parser.add_argument("--rows", type=Path, default=Path("docs/architecture_search.jsonl"), help="file of rows")
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks (needs a C++ compiler)")
-    parser.add_argument("--fid-seeds", type=COUNT_OR_ZERO, nargs="*", default=[], help="sampling seeds of FID")
+    parser.add_argument("--fid-seeds", type=SEED, nargs="*", default=[], help="sampling seeds of FID")
     guidance = {"choices": GUIDANCE, "default": ["classifier-free"], "metavar": "KIND"}
     parser.add_argument("--guidance", nargs="+", help="by which FID is measured", **guidance)
     parser.add_argument("--reference", default="cifar10", help="reference of FID, as for compute_fid.py")

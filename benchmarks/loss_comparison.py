@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.stage_scripts import as_arguments, run_script, schedule, steps_for
 from common.checkpoint import load_checkpoint, load_header
-from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
+from common.command_line import COUNT, POSITIVE, SEED, ArgumentParser, run
 from common.distillation_arguments import USUAL_FEATURE_NETWORK
 from common.errors import UserError
 from common.files import sha256
@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--judge", type=Path, help="without, there is no second opinion")
     group.add_argument("--opinion-samples", type=COUNT, default=10_000, help="that the judge sees")
     group.add_argument("--num-samples", type=COUNT, default=5000, help="samples of each FID")
-    group.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=CHOOSING_SEED, help="sampling seed of FID")
+    group.add_argument("--fid-seed", type=SEED, default=CHOOSING_SEED, help="sampling seed of FID")
     group.add_argument("--reference", default="cifar10", help="reference of FID")
     group.add_argument("--reference-name")
     group.add_argument("--inception-weights", type=Path)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common.command_line import COUNT, COUNT_OR_ZERO, ArgumentParser, add_device_arguments, run
+from common.command_line import COUNT, SEED, ArgumentParser, add_device_arguments, run
 from common.device import describe_machine
 from common.distances import share_of_variance, variance_around_class_mean
 from common.noise import BLOCK_SIZE, sample_noise
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("teacher", type=Path, help="checkpoint of stage 1")
     parser.add_argument("--num-samples", type=COUNT, default=200, help="images, and as many of mirrored noise")
-    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="random seed of the noise")
+    parser.add_argument("--seed", type=SEED, default=0, help="random seed of the noise")
     add_sampling_arguments(parser)
     add_device_arguments(parser)
     return parser.parse_args()

@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, help="the students' teacher, where it is not judged itself")
     parser.add_argument("--pairs", type=Path, help="folder of noise pairs of the students' teacher")
     parser.add_argument("--num-samples", type=command_line.COUNT, default=10_000, help="samples of each model")
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise")
+    parser.add_argument("--seed", type=command_line.SEED, default=0, help="random seed of the noise")
     parser.add_argument(
         "--data-dir", type=Path, help="where the judge's images are (default: as it was given to the judge)"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.command_line import COUNT, COUNT_OR_ZERO, ArgumentParser, add_device_arguments, run
+from common.command_line import COUNT, SEED, ArgumentParser, add_device_arguments, run
 from common.device import choose_device, choose_precision, describe_machine
 from common.sampling import SamplingSettings, draw_blocks
 from common.sampling_arguments import (
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", help="(default: adams and edm-heun, each of 12 to 40 steps)", **how)
     parser.add_argument("--reference", default="edm-heun:100", help="what they are measured against", **how)
     parser.add_argument("--num-samples", type=COUNT, default=64, help="images by each solver")
-    parser.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="random seed of the noise")
+    parser.add_argument("--seed", type=SEED, default=0, help="random seed of the noise")
     add_guidance_arguments(parser)
     add_device_arguments(parser)
     args = parser.parse_args()

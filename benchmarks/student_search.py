@@ -17,7 +17,7 @@ from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, sche
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
 from common.checkpoint import load_checkpoint, load_header
-from common.command_line import COUNT, COUNT_OR_ZERO, POSITIVE, ArgumentParser, run
+from common.command_line import COUNT, POSITIVE, SEED, ArgumentParser, run
 from common.device import choose_device, describe_machine
 from common.errors import UserError
 from common.pairs import PairSet, held_out_of
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("checkpoints/student_search"), help="folder of the runs")
     parser.add_argument("--rows", type=Path, default=Path("docs/student_search.jsonl"), help="file of rows")
     parser.add_argument("--num-samples", type=COUNT, default=5000, help="samples of each FID")
-    parser.add_argument("--fid-seed", type=COUNT_OR_ZERO, default=CHOOSING_SEED, help="sampling seed of FID")
+    parser.add_argument("--fid-seed", type=SEED, default=CHOOSING_SEED, help="sampling seed of FID")
     parser.add_argument("--reference", default="cifar10", help="reference of FID, as for compute_fid.py")
     parser.add_argument("--inception-weights", type=Path, help="as for compute_fid.py")
     return parser.parse_args()

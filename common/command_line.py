@@ -108,6 +108,8 @@ def _range_in_words(low: float | None, high: float | None) -> str:
 
 COUNT = bounded(int, low=1)
 COUNT_OR_ZERO = bounded(int, low=0)
+SEED = bounded(int, low=0, high=2**32 - 1)
+"""One word of `derive_seed`: of a larger number the second word would stand where a block or a step stands."""
 POSITIVE = bounded(float, above=0)
 FRACTION = bounded(float, low=0, high=1)
 INNER_TIME = bounded(float, above=0, below=1)

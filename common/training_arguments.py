@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, ArgumentParser, bounded
+from common.command_line import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED, ArgumentParser, bounded
 from common.data import DATA_SETS
 from common.errors import UserError
 from common.optimisation import MUON_MOMENTUM, OPTIMIZERS
@@ -147,7 +147,7 @@ def add_training_arguments(parser: ArgumentParser, recipe: Recipe, out: str) -> 
         metavar="DECAY",
         help="further averages, kept in files of their own",
     )
-    group.add_argument("--seed", type=COUNT_OR_ZERO, default=0, help="random seed of initialisation, order and noise")
+    group.add_argument("--seed", type=SEED, default=0, help="random seed of initialisation, order and noise")
 
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, default=Path(out), help="folder of the run; the same command resumes it")

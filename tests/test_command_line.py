@@ -177,3 +177,11 @@ def test_lack_of_memory_is_one_line(error, capsys):
         )
     with pytest.raises(RuntimeError, match="inconsistent"):
         run(lambda: torch.zeros(2) @ torch.zeros(3))
+
+
+@pytest.mark.parametrize("script", ["sample.py", "generate_noise_dataset.py", "teacher_rectified_flow.py"])
+def test_a_seed_that_would_repeat_the_noise_of_a_smaller_one_is_refused(script, run_script):
+    """Sample 0 of seed 2**32 would have the noise of sample 64 of seed 0."""
+    model = ["student.safetensors"] if script == "sample.py" else []
+    refused = run_script(script, *model, "--seed", 2**32)
+    assert refused.status != 0 and "between 0 and 4294967295" in refused.err
