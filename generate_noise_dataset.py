@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("noise_pairs"), help="folder of the shards")
     parser.add_argument("--num-pairs", type=command_line.COUNT, default=100_000, help="pairs in the whole set")
-    parser.add_argument("--seed", type=command_line.COUNT_OR_ZERO, default=0, help="random seed of the noise")
+    parser.add_argument("--seed", type=command_line.SEED, default=0, help="random seed of the noise")
     parser.add_argument(
         "--batch-size",
         type=command_line.bounded(int, low=1, high=SHARD_SIZE),
@@ -93,6 +93,8 @@ def main() -> None:
 
     # One shard after the other; what is there already is kept.
     with folder_to_oneself(args.out), tqdm(total=args.num_pairs, unit="pair", desc="noise pairs") as bar:
+        for path in shard_paths(args.out):  # also those that nothing is added to
+            existing_count(path, recipe)
         for start in range(0, args.num_pairs, SHARD_SIZE):
             count = min(SHARD_SIZE, args.num_pairs - start)
             path = shard_path(args.out, start // SHARD_SIZE)

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.files import folder_to_oneself
 from common.images import to_uint8
 from common.noise import sample_noise
-from common.pair_shards import TRAJECTORY_TIMES, read_shard
+from common.pair_shards import TRAJECTORY_TIMES, read_shard, shard_path
 from common.pairs import PairSet
 from common.sampling import SamplingSettings, draw
 from common.solvers import time_grid
@@ -88,6 +88,9 @@ def test_another_recipe_is_refused_and_overwrites_nothing(generate, make_teacher
     )
     assert "made with teacher" in generate(teacher=make_teacher(seed=1)).error_line
     assert folder_contents(tmp_path / "pairs") == before
+    shard_path(tmp_path / "pairs", 0).rename(shard_path(tmp_path / "pairs", 1))  # the set's first shard is lost
+    assert "made with --seed 0, not 1" in generate("pairs", "--seed", 1).error_line
+    assert not shard_path(tmp_path / "pairs", 0).exists()
 
 
 def test_a_damaged_shard_is_named(generate, tmp_path):
