@@ -22,7 +22,7 @@ from common.comparison import comparison_table, describe_samples, draw_column, d
 from common.device import Precision
 from common.errors import UserError
 from common.files import require_writable, write_bytes
-from common.images import enlarged, image_grid, npz_bytes, save_picture
+from common.images import enlarged, image_grid, npz_bytes, save_picture, to_uint8
 from common.noise import BLOCK_SIZE
 from common.pair_shards import how_guided, recipe_of
 from common.sampling import SamplingSettings, draw_blocks, labels_in_turn
@@ -78,7 +78,7 @@ def main() -> None:
     blocks = -(-args.num_images // BLOCK_SIZE)
     pieces, calls = [], 0
     for batch in tqdm(batches, total=blocks, desc="sampling", unit="batch", disable=blocks == 1):
-        pieces.append(batch.images.cpu())
+        pieces.append(to_uint8(batch.images).cpu())
         calls += batch.network_calls * len(batch.images)
     images = torch.cat(pieces)
     if args.out.suffix == ".npz":

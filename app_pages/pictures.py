@@ -8,7 +8,7 @@ from torch import Tensor
 
 from app_pages.models import from_here
 from common.comparison import Column, describe_samples
-from common.images import enlarged, image_grid, npz_bytes, png_bytes
+from common.images import enlarged, image_grid, npz_bytes, png_bytes, to_uint8
 from common.sampling import SamplingSettings
 
 SHOWN_WIDTH = 1100
@@ -33,7 +33,7 @@ def show_picture(url: str, description: str, caption: str | None = None) -> None
 
 def picture_url(images: Tensor, columns: int | None = None) -> str:
     """The grid as a `data:` URL: no second request, and no file that is gone when the browser asks for it."""
-    grid = image_grid(images, columns or grid_columns(len(images)))
+    grid = image_grid(to_uint8(images), columns or grid_columns(len(images)))
     content = png_bytes(enlarged(grid, -(-SHOWN_WIDTH // grid.width)), compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
@@ -44,10 +44,11 @@ def offer_downloads(column: Column, seed: int, classes: list[int]) -> None:
     columns = grid_columns(len(column.images))
 
     def grid_file(factor: int) -> bytes:
-        return png_bytes(enlarged(image_grid(column.images, columns), factor))
+        return png_bytes(enlarged(image_grid(to_uint8(column.images), columns), factor))
 
     def npz_file() -> bytes:
-        return npz_bytes(column.images, column.labels, describe_samples(column.checkpoint, column.settings, seed))
+        description = describe_samples(column.checkpoint, column.settings, seed)
+        return npz_bytes(to_uint8(column.images), column.labels, description)
 
     with st.expander(f"Download: {column.name}"):
         for label, file_name, make in (

@@ -207,7 +207,7 @@ def beside_neighbours(images: Tensor, features: Tensor, training: Tensor, judge:
     found = training[indices % len(training)]
     found = torch.where(flips[..., None, None, None], found.flip(-1), found)
     rows = torch.cat([images[:, None], found], dim=1)
-    return enlarged(image_grid(to_float(rows.flatten(0, 1)), columns=1 + NEIGHBOURS), 3)
+    return enlarged(image_grid(rows.flatten(0, 1), columns=1 + NEIGHBOURS), 3)
 
 
 def row_of(name: str, result: dict) -> tuple[str, ...]:

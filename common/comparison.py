@@ -17,7 +17,7 @@ from common.device import Precision
 from common.distances import share_of_variance, variance_around_class_mean
 from common.errors import UserError
 from common.files import atomic_write
-from common.images import image_grid
+from common.images import image_grid, to_uint8
 from common.noise import BLOCK_SIZE
 from common.sampling import SamplingSettings, draw_blocks, labels_in_turn
 from common.stages import STAGES
@@ -153,7 +153,7 @@ def draw_comparison(columns: list[Column], path: Path, images_per_row: int) -> N
     figure = Figure(figsize=(panel_width * len(columns), panel_height + 0.9), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, place, column in zip(panels, places_of(columns), columns, strict=True):
-        axes.imshow(image_grid(column.images, images_per_row), interpolation="nearest")
+        axes.imshow(image_grid(to_uint8(column.images), images_per_row), interpolation="nearest")
         axes.set_title(column.name, fontsize=15, fontweight="bold")
         lines = [*textwrap.wrap(place, PLACE_WIDTH), *cost_in_words(column, teacher_seconds)]
         axes.set_xlabel("\n".join(lines), fontsize=11)

@@ -23,9 +23,15 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def require_uint8(images: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, not {images.dtype}: to_uint8 makes them so")
+
+
 def image_grid(images: Tensor, columns: int, padding: int = 2) -> Image.Image:
-    """A grid picture of float images (N, 3, H, W) in [-1, 1], row by row, on white."""
-    grid = make_grid(to_uint8(images).cpu(), nrow=columns, padding=padding, pad_value=255)
+    """A grid picture of uint8 images (N, 3, H, W), row by row, on white. Raises TypeError for floats."""
+    require_uint8(images)
+    grid = make_grid(images.cpu(), nrow=columns, padding=padding, pad_value=255)
     return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
@@ -74,12 +80,13 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
 
 
 def npz_bytes(images: Tensor, labels: Tensor | None, settings: dict) -> bytes:
-    """An `.npz` file of float images (N, 3, H, W): `arr_0` (uint8, N x H x W x 3), `labels` and `settings` (JSON).
+    """An `.npz` file of uint8 images (N, 3, H, W): `arr_0` (uint8, N x H x W x 3), `labels` and `settings` (JSON).
 
-    Images without labels have the label -1. Equal arguments give equal bytes.
+    Images without labels have the label -1. Equal arguments give equal bytes. Raises TypeError for floats.
     """
+    require_uint8(images)
     labels = torch.full((len(images),), -1) if labels is None else labels
     buffer = io.BytesIO()
-    pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
     np.savez(buffer, arr_0=pixels, labels=labels.cpu().numpy(), settings=json.dumps(settings))
     return buffer.getvalue()

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from common.device import Precision
-from common.images import image_grid
+from common.images import image_grid, to_uint8
 from common.sampling import SamplingSettings, draw_blocks
 from common.unet import UNet
 
@@ -16,4 +16,4 @@ def preview_grid(network: UNet, settings: SamplingSettings, precision: Precision
     """Forty samples of seed 0, the classes in turn: of ten classes each fills a column."""
     classes = range(network.config.num_classes)
     batches = draw_blocks(network, 0, 0, COLUMNS * ROWS, classes, settings, precision=precision)
-    return image_grid(torch.cat([batch.images for batch in batches]), COLUMNS)
+    return image_grid(to_uint8(torch.cat([batch.images for batch in batches])), COLUMNS)

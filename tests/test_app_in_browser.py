@@ -13,7 +13,7 @@ from PIL import Image
 from app_pages.pictures import SHOWN_WIDTH
 from benchmarks.app_server import CHROMIUM, chromium, serve
 from common.checkpoint import load_checkpoint
-from common.images import image_grid
+from common.images import image_grid, to_uint8
 from common.sampling import draw_blocks
 
 pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -r requirements-dev.txt")
@@ -96,7 +96,7 @@ def expected(folder, file: str, seed: int, count: int = 16) -> np.ndarray:
     checkpoint = load_checkpoint(folder / file)
     how = (checkpoint.model, seed, 0, count, range(10), checkpoint.settings)
     (batch,) = draw_blocks(*how, precision=app_precision())
-    return np.asarray(image_grid(batch.images, 4))
+    return np.asarray(image_grid(to_uint8(batch.images), 4))
 
 
 def test_the_pictures_are_the_models_images(address, folder):
