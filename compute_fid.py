@@ -84,7 +84,20 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--features", type=Path, default=Path("data/features"), help="folder of extracted features")
     sampling_arguments.add_sampling_arguments(parser)
     command_line.add_device_arguments(parser)
+    parser.checks.append(check_sweep)
     return parser.parse_args()
+
+
+def check_sweep(args: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together with --sweep, or need it."""
+    if args.figure and not args.sweep:
+        raise UserError("--figure needs --sweep")
+    if args.sweep and args.solver == "dopri5":
+        raise UserError("dopri5 chooses its own steps: --sweep needs another --solver")
+    if args.sweep and args.num_steps is not None:
+        raise UserError("--sweep says how many steps: leave out --num-steps")
+    if args.sweep and args.kid_only:
+        raise UserError("--sweep draws FID: leave out --kid-only")
 
 
 def parse_step_counts(text: str) -> list[int]:
@@ -139,32 +152,18 @@ def main() -> None:
 def open_subjects(args: argparse.Namespace, precision: Precision) -> list[tuple[ModelSamples | StoredImages, int]]:
     """What is to be measured, with the number of its images; a teacher once for each of the --sweep."""
     is_model = [path.suffix == ".safetensors" for path in args.inputs]
+    if not any(is_model) and (args.classes or sampling_arguments.sampling_was_asked_for(args)):
+        raise UserError("classes and settings of the sampler are for checkpoints, and there is none among the inputs")
+    if args.sweep and not all(is_model):
+        raise UserError("--sweep needs checkpoints, and there are images among the inputs")
     checkpoints = [
         sampling_arguments.load_guided(path, args, precision.device)
         for path, model in zip(args.inputs, is_model, strict=True)
         if model
     ]
-    if checkpoints:
-        sampling_arguments.refuse_settings_for_students(args, checkpoints)
-    elif args.classes or sampling_arguments.sampling_was_asked_for(args):
-        raise UserError("classes and settings of the sampler are for checkpoints, and there is none among the inputs")
-    if args.sweep and args.solver == "dopri5":
-        raise UserError("dopri5 chooses its own steps: --sweep needs another --solver")
-    if args.sweep and not all(is_model):
-        raise UserError("--sweep needs checkpoints, and there are images among the inputs")
-    if args.sweep and args.num_steps is not None:
-        raise UserError("--sweep says how many steps: leave out --num-steps")
-    if args.sweep and args.kid_only:
-        raise UserError("--sweep draws FID: leave out --kid-only")
     if args.sweep and all(checkpoint.is_student for checkpoint in checkpoints):
         raise UserError("students have steps of their own: --sweep needs a teacher")
-    if args.figure and not args.sweep:
-        raise UserError("--figure needs --sweep")
-
-    settings_of = [
-        sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings) for checkpoint in checkpoints
-    ]
-    sampling_arguments.refuse_interval_without_guidance(args, settings_of)
+    settings_of = sampling_arguments.sampling_settings(args, checkpoints)
     subjects = []
     for checkpoint, settings in zip(checkpoints, settings_of, strict=True):
         classes = checkpoint.class_turns

@@ -72,8 +72,7 @@ def main() -> None:
     precision = choose_precision(args.precision, device)
     teacher = sampling_arguments.load_teacher(args.teacher, args, device, otherwise="pairs are made by a teacher")
     warn_of_a_paused_teacher(teacher)
-    settings = sampling_arguments.sampling_settings(args, teacher, teacher.settings)
-    sampling_arguments.refuse_interval_without_guidance(args, [settings])
+    (settings,) = sampling_arguments.sampling_settings(args, [teacher])
     keep_times = nearest_times(sorted(args.trajectory_times), settings.times[1:-1])
     warn_of_missing_states(args.trajectory_times, keep_times)
 

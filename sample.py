@@ -61,9 +61,7 @@ def main() -> None:
         return
 
     checkpoint = sampling_arguments.load_guided(args.checkpoint, args, precision.device)
-    sampling_arguments.refuse_settings_for_students(args, [checkpoint])
-    settings = sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings)
-    sampling_arguments.refuse_interval_without_guidance(args, [settings])
+    (settings,) = sampling_arguments.sampling_settings(args, [checkpoint])
     classes = sampling_arguments.chosen_classes(args.classes, checkpoint)
     batches = draw_blocks(
         checkpoint.model,
@@ -95,17 +93,14 @@ def compare(args: argparse.Namespace, precision: Precision) -> None:
         raise UserError("--compare draws a figure: --out must end in .png")
     checkpoints = [sampling_arguments.load_guided(path, args, precision.device) for path in args.compare]
     require_comparable(checkpoints)
-    sampling_arguments.refuse_settings_for_students(args, checkpoints)
     recipes = recipes_of_teachers(checkpoints)
     checkpoints = [as_for_pairs(checkpoint, recipes.get(checkpoint.sha256), args) for checkpoint in checkpoints]
     classes = sampling_arguments.chosen_classes(args.classes, checkpoints[0])
-    settings = []
-    for checkpoint in checkpoints:
-        base, recipe = checkpoint.settings, recipes.get(checkpoint.sha256)
-        if recipe:
-            base = SamplingSettings(**recipe["sampling"])
-        settings.append(sampling_arguments.sampling_settings(args, checkpoint, base))
-    sampling_arguments.refuse_interval_without_guidance(args, settings)
+    bases = [
+        SamplingSettings(**recipe["sampling"]) if (recipe := recipes.get(checkpoint.sha256)) else checkpoint.settings
+        for checkpoint in checkpoints
+    ]
+    settings = sampling_arguments.sampling_settings(args, checkpoints, bases)
     columns = [
         draw_column(checkpoint, how, args.seed, args.num_images, classes, precision)
         for checkpoint, how in zip(tqdm(checkpoints, desc="sampling", unit="model"), settings, strict=True)

@@ -23,7 +23,6 @@ from common.sampling import draw, labels_in_turn
 from common.sampling_arguments import (
     add_sampling_arguments,
     load_teacher,
-    refuse_interval_without_guidance,
     sampling_precision,
     sampling_settings,
 )
@@ -44,8 +43,7 @@ def main() -> None:
     precision = sampling_precision(args)
     device = precision.device
     teacher = load_teacher(args.teacher, args, device, otherwise="give the teacher whose pairs it learned from")
-    settings = sampling_settings(args, teacher, teacher.settings)
-    refuse_interval_without_guidance(args, [settings])
+    (settings,) = sampling_settings(args, [teacher])
     images, of_mirrored_noise, labels = [], [], labels_in_turn(range(len(teacher.class_names)), 0, args.num_samples)
     for start in range(0, args.num_samples, BLOCK_SIZE):
         count = min(BLOCK_SIZE, args.num_samples - start)

@@ -54,7 +54,7 @@ def main() -> None:
         require_writable(args.output)
         read_results(args.output, NEEDED_OF_COST)  # a damaged file is found now
     checkpoints = [sampling_arguments.load_guided(path, args, precision.device) for path in args.models]
-    sampling_arguments.refuse_settings_for_students(args, checkpoints)
+    settings_of = sampling_arguments.sampling_settings(args, checkpoints)
     for checkpoint in checkpoints:
         config = checkpoint.model.config
         if config != replace(NETWORKS[args.preset], num_classes=config.num_classes):
@@ -63,8 +63,7 @@ def main() -> None:
     recipe = TEACHER_RECIPES[args.preset]
     training_flop_per_second, _ = training_rate(args, recipe.batch_size, recipe.optimizer, compiled=False)
     models = []
-    for checkpoint in checkpoints:
-        settings = sampling_arguments.sampling_settings(args, checkpoint, checkpoint.settings)
+    for checkpoint, settings in zip(checkpoints, settings_of, strict=True):
         image = cost_of_an_image(checkpoint, settings, precision, args.repeats)
         models.append(what_is_known_of(checkpoint, settings) | image)
     result = {

@@ -109,7 +109,7 @@ def main() -> None:
         require_writable(args.output)
         read_results(args.output, NEEDED_OF_OPINIONS)  # a damaged file is found now, not after hours
     models = [sampling_arguments.load_guided(path, args, precision.device) for path in args.models]
-    sampling_arguments.refuse_settings_for_students(args, models)
+    settings_of = sampling_arguments.sampling_settings(args, models)
     network, header, judge_sha256 = load_feature_network(args.judge, precision.device)
     pairs = PairSet(args.pairs, precision.device) if args.pairs else None
     teachers = [*models, *([teacher_of(models, args.teacher)] if args.teacher else [])]
@@ -134,8 +134,7 @@ def main() -> None:
         "versions": {"code": code_version(), "torch": torch.__version__},
     }
     rows = []
-    for model in models:
-        settings = sampling_arguments.sampling_settings(args, model, model.settings)
+    for model, settings in zip(models, settings_of, strict=True):
         source = ModelSamples(model, settings, args.seed, model.class_turns, precision)
         images = first_images(source, args.num_samples)
         features = judge.features(images)

@@ -20,7 +20,6 @@ from common.sampling import SamplingSettings, draw_blocks
 from common.sampling_arguments import (
     add_guidance_arguments,
     load_teacher,
-    refuse_interval_without_guidance,
     sampling_settings,
 )
 from common.solvers import FIXED_STEP_SOLVERS
@@ -58,8 +57,7 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     teacher = load_teacher(args.teacher, args, device, otherwise="it has no solver to choose")
-    reference_settings = sampling_settings(args, teacher, teacher.settings)
-    refuse_interval_without_guidance(args, [reference_settings])
+    (reference_settings,) = sampling_settings(args, [teacher])
 
     def images(settings: SamplingSettings) -> tuple[Tensor, int]:
         classes = range(len(teacher.class_names))

@@ -38,7 +38,7 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=bounded(float, low=0),
         help="classifier-free guidance, 1 is none (default: 1 with a guide or --guide-scale; else 2 for a teacher "
-        "trained on images with label dropout)",
+        "of several classes, trained on images with label dropout)",
     )
     group.add_argument(
         "--guidance-interval",
@@ -99,11 +99,29 @@ def load_teacher(path: Path, args: argparse.Namespace, device: torch.device, oth
     return checkpoint
 
 
-def sampling_settings(args: argparse.Namespace, checkpoint: Checkpoint, base: SamplingSettings) -> SamplingSettings:
-    """How to draw from `checkpoint`: `base`, changed by what was given on the command line.
+def sampling_settings(
+    args: argparse.Namespace, checkpoints: Sequence[Checkpoint], bases: Sequence[SamplingSettings] | None = None
+) -> list[SamplingSettings]:
+    """How to draw from each of the models: its own settings, or those of `bases`, changed by the command line.
 
-    A student has settings of its own, which nothing changes. Raises UserError for guidance that the model cannot do.
+    A student has settings that nothing changes. Raises UserError for what none of the models can be told, and for
+    guidance that one of them cannot do.
     """
+    if checkpoints and sampling_was_asked_for(args) and all(checkpoint.is_student for checkpoint in checkpoints):
+        first = checkpoints[0]
+        raise UserError(
+            f"{first.path} is a {first.stage} student, which is always run as {first.settings.describe()}: solver, "
+            "steps and guidance can be set for teachers alone"
+        )
+    bases = bases or [checkpoint.settings for checkpoint in checkpoints]
+    settings = [_settings_of(args, checkpoint, base) for checkpoint, base in zip(checkpoints, bases, strict=True)]
+    if checkpoints and args.guidance_interval and not any(each.is_guided for each in settings):
+        raise UserError("--guidance-interval needs guidance (--guide or --guidance-scale), and there is none")
+    return settings
+
+
+def _settings_of(args: argparse.Namespace, checkpoint: Checkpoint, base: SamplingSettings) -> SamplingSettings:
+    """`base`, changed by the command line; a student's own."""
     if checkpoint.is_student:
         return checkpoint.settings
     names = ("solver", "num_steps", "guidance_scale", "guidance_interval", "guide_scale")
@@ -136,22 +154,6 @@ def sampling_was_asked_for(args: argparse.Namespace) -> bool:
 def guidance_was_asked_for(args: argparse.Namespace) -> bool:
     """Whether a scale of guidance was given."""
     return args.guidance_scale is not None or args.guide_scale is not None
-
-
-def refuse_settings_for_students(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> None:
-    """Raises UserError where settings for a teacher were given and all of the models are students."""
-    if sampling_was_asked_for(args) and all(checkpoint.is_student for checkpoint in checkpoints):
-        first = checkpoints[0]
-        raise UserError(
-            f"{first.path} is a {first.stage} student, which is always run as {first.settings.describe()}: solver, "
-            "steps and guidance can be set for teachers alone"
-        )
-
-
-def refuse_interval_without_guidance(args: argparse.Namespace, settings: Iterable[SamplingSettings]) -> None:
-    """Raises UserError where `--guidance-interval` was given and none of these is guided."""
-    if args.guidance_interval and not any(each.is_guided for each in settings):
-        raise UserError("--guidance-interval needs guidance (--guide or --guidance-scale), and there is none")
 
 
 def chosen_classes(names: Sequence[str] | None, checkpoint: Checkpoint) -> list[int]:

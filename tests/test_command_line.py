@@ -79,6 +79,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
     run_script("distill_student.py", "--pairs", "finer", "--out", "of_finer", *SHORT)
     (pipeline / "folder.png").mkdir()
     data = ("--preset", "tiny", "--data", "folder", "--data-dir")
+    unguided = ("--guidance-scale", 1, "--guidance-interval", 0.2, 0.5)
     cases = [
         (("sample.py", "missing.safetensors"), "there is no checkpoint at missing.safetensors"),
         (("sample.py", "cut.safetensors"), "not a readable checkpoint"),
@@ -91,15 +92,15 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("sample.py", MODELS[0], "--out", "cut.safetensors/picture.png"), "cannot write"),
         (("sample.py", MODELS[0], "--out", "folder.png"), "cannot write folder.png"),
         (("sample.py", MODELS[0], "--guidance-interval", 0.9, 0.1), "guidance interval"),
-        (
-            ("sample.py", MODELS[0], "--guidance-scale", 1, "--guidance-interval", 0.2, 0.5),
-            "--guidance-interval needs",
-        ),
+        (("sample.py", MODELS[0], *unguided), "--guidance-interval needs"),
         (("sample.py", MODELS[0], "--device", "cuda:99"), "no device"),
         (("sample.py", MODELS[2], "--num-steps", 9), "is a one_step student"),
         (("sample.py", "--compare", MODELS[0], "missing"), "there is no checkpoint"),
         (("sample.py", "--compare", *MODELS[1:], "--num-steps", 9), "is a four_step student"),
         (("sample.py", "--compare", *MODELS, "of_finer/student.safetensors"), "in another way"),
+        (("benchmarks/second_opinion.py", MODELS[0], "--judge", "x", *unguided), "--guidance-interval needs"),
+        (("benchmarks/model_cost.py", MODELS[0], *unguided), "--guidance-interval needs"),
+        (("compute_fid.py", MODELS[0], "--sweep", "1,2", "--num-steps", 3), "leave out --num-steps"),
         (("compute_fid.py", *MODELS[1:], "--sweep", "1,2"), "--sweep needs a teacher"),
         (("compute_fid.py", MODELS[0], "--figure", "sweep.png"), "--figure needs --sweep"),
         (("generate_noise_dataset.py", "--teacher", "missing"), "there is no checkpoint"),
