@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.architecture_page import FID_SAMPLES, page
 from benchmarks.architecture_variants import GUIDANCE, STARTING_NETWORK, VARIANTS, Variant
-from benchmarks.search_rows import protocol_of, read_rows, require_definition, write_rows
+from benchmarks.search_rows import protocol_of, read_rows, require_definition, rows_to_oneself, write_rows
 from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, steps_for
 from benchmarks.training_rate import bare_rate, one_step
 from common.checkpoint import load_header, prepare
@@ -169,6 +169,12 @@ def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> 
 
 def main() -> None:
     args = parse_args()
+    with rows_to_oneself(args.rows):
+        search(args)
+
+
+def search(args: argparse.Namespace) -> None:
+    """Makes the rows that are missing of the variants, and their FIDs."""
     rows = read_rows(args.rows)
     for name in args.variants or VARIANTS:
         out = args.out / f"{args.flop:.3g}" / name.replace(" ", "_")

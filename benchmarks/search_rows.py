@@ -1,14 +1,35 @@
 """The rows of a search: a JSON line for each variant, and the page that is written from them."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.files import write_text
 from common.results import read_results
 
 NEEDED_OF_ROWS = {"variant", "definition", "flop_budget", "fid", "machine", "command"}
+
+
+@contextmanager
+def rows_to_oneself(path: Path) -> Iterator[None]:
+    """Keeps other searches off a file of rows, which is written anew from what was read of it at the beginning.
+
+    Raises UserError where another one is at work.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another search is at work on {path}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -12,7 +12,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from benchmarks.search_rows import protocol_of, read_rows, require_definition, write_rows
+from benchmarks.search_rows import protocol_of, read_rows, require_definition, rows_to_oneself, write_rows
 from benchmarks.stage_scripts import as_arguments, measure_fid, run_script, schedule, steps_for
 from benchmarks.student_page import page
 from benchmarks.student_variants import STUDENTS
@@ -138,9 +138,10 @@ class Search:
 
 def main() -> None:
     args = parse_args()
-    search = Search(args)
-    for name in args.variants or STUDENTS:
-        search.add(name)
+    with rows_to_oneself(args.rows):
+        search = Search(args)
+        for name in args.variants or STUDENTS:
+            search.add(name)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, SMALL_CONFIG, save_model
 
 from benchmarks import stage_scripts, student_search
+from benchmarks.search_rows import rows_to_oneself
 from benchmarks.student_page import page
 from benchmarks.student_variants import STARTING_OPTIONS, STUDENTS, Variant
 from common import pairs, presets
@@ -90,6 +91,12 @@ def test_what_cannot_be_compared_is_kept_apart(search, monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "HELD_OUT_PAIRS", 200)
     with pytest.raises(UserError, match="too few pairs"):
         search("one step, a quarter of the pairs")
+
+
+def test_two_searches_do_not_lose_each_other_s_rows(search, tmp_path):
+    with rows_to_oneself(tmp_path / "rows.jsonl"), pytest.raises(UserError, match="another search is at work"):
+        search("one step")
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_the_recorded_rows_are_shown_and_stand_for_the_variants_of_their_names():
