@@ -18,6 +18,7 @@ from common.class_turns import class_turns
 from common.classifier import Classifier, ClassifierConfig
 from common.errors import UserError
 from common.files import atomic_write, canonical_json, readable
+from common.memory import is_lack_of_memory
 from common.sampling import AUTOGUIDED, CLASSIFIER_FREE, UNGUIDED, SamplingSettings
 from common.stages import FEATURE_NETWORK, STAGES
 from common.unet import UNet, UNetConfig, without_retired_options
@@ -156,7 +157,9 @@ def _rebuild(path: str | Path, content: bytes, network_of: Callable[[dict], nn.M
     try:
         model = network_of(header["config"])
         model.load_state_dict(weights, strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError):
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
+        if is_lack_of_memory(error):
+            raise
         raise UserError(f"the weights in {path} do not fit the network that its header describes") from None
     return model
 

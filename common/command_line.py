@@ -6,11 +6,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-import torch
-
 from common.device import PRECISIONS
 from common.errors import UserError
-from common.memory import keep_freed_memory
+from common.memory import is_lack_of_memory, keep_freed_memory
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -54,18 +52,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except (MemoryError, RuntimeError) as error:  # torch has a class of its own only for accelerators' memory
-        if isinstance(error, RuntimeError) and not is_lack_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
             raise
         print("error: not enough memory: ask for less at once (--batch-size, where there is one)", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-
-
-def is_lack_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _exit_when_terminated(signal_number: int, frame) -> NoReturn:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
+from common.memory import is_lack_of_memory
 
 SECONDS_OF_A_DAY = 24 * 60 * 60
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,9 +161,9 @@ def readable(path: str | Path, what: str) -> Iterator[Path]:
         raise UserError(f"there is no {what} at {path}")
     try:
         yield path
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) or is_lack_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is not a readable {what} ({reason})") from None
 

@@ -97,6 +97,8 @@ def _decode(files: list[Path], image_size: int, crop: bool) -> Tensor:
             images[index] = _decode_one(files[index], image_size, crop)
         except TooSmallError:
             too_small.append(files[index])
+        except MemoryError:
+            raise
         except Exception:  # Pillow's decoders raise a dozen kinds for damaged files
             unreadable.append(files[index])
 

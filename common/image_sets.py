@@ -208,6 +208,8 @@ class PictureFiles:
     def _open(self, file: Path) -> Image.Image:
         try:
             return open_rgb(file)
+        except MemoryError:
+            raise
         except Exception:  # Pillow's decoders raise a dozen kinds for damaged files
             raise UserError(f"cannot read the picture {file}") from None
 

@@ -1,8 +1,10 @@
-"""How a process treats the memory that it has freed."""
+"""How a process treats the memory that it has freed, and how it knows that there is too little."""
 
 import ctypes
 import os
 import sys
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -20,3 +22,8 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(M_MMAP_MAX, 0)  # no tensor gets a mapping of its own, which would be returned when it is freed
         mallopt(M_TRIM_THRESHOLD, -1)  # the heap never shrinks
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether Python or PyTorch, which has a class of its own only for accelerators' memory, found too little."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

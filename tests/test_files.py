@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from common.checkpoint import load_checkpoint, load_header, load_initial_weights, save_checkpoint
 from common.errors import UserError
-from common.files import atomic_write, require_writable, sha256
+from common.files import atomic_write, readable, require_writable, sha256
 from common.training_state import load_training_state
 from common.unet import RETIRED_OPTIONS, UNet
 
@@ -119,6 +119,12 @@ def test_what_could_not_be_written_later_is_refused_now(tmp_path):
         with pytest.raises(UserError, match="cannot write"):
             require_writable(path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_lack_of_memory_is_no_damage(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match="can't allocate"), readable(tmp_path / "file", "checkpoint"):
+        torch.empty(10**15)
 
 
 def test_pickled_objects_are_never_loaded(tmp_path):
