@@ -57,7 +57,13 @@ def parse_args() -> argparse.Namespace:
     )
     add_training_arguments(parser, FEATURE_RECIPE, out="checkpoints/feature_network")
     command_line.add_device_arguments(parser)
+    parser.checks.append(check_batch_size)
     return parser.parse_args()
+
+
+def check_batch_size(args: argparse.Namespace) -> None:
+    if args.batch_size < 2:
+        raise UserError("batch normalisation needs several images at a time: give a --batch-size of 2 or more")
 
 
 def main() -> int:
@@ -129,6 +135,8 @@ def measure(network: Classifier, data: ImageData, by_rotation: bool, with_mirror
     By rotation: of image i turned i times. `with_mirrored`: also the accuracy of the logits of an image and its mirror
     image added up.
     """
+    if not len(data):
+        return {}
     loss, correct, correct_with_mirrored = 0.0, 0, 0
     for indices in torch.arange(len(data), device=data.labels.device).split(CHUNK):
         images, targets = data.batch(indices)
@@ -141,8 +149,6 @@ def measure(network: Classifier, data: ImageData, by_rotation: bool, with_mirror
         if with_mirrored:
             logits = logits + network(images.flip(3))
             correct_with_mirrored += (logits.argmax(dim=1) == targets).sum().item()
-    if not len(data):
-        return {}
     measured = {"held_out_loss": loss / len(data), "held_out_accuracy": correct / len(data)}
     if with_mirrored:
         measured["held_out_accuracy_with_mirrored"] = correct_with_mirrored / len(data)

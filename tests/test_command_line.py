@@ -111,6 +111,7 @@ def test_bad_input_is_one_line_and_changes_nothing(pipeline, run_script, make_te
         (("four_step_student.py", "--pairs", "short", "--out", "s", *SHORT), "states at t = (none), and"),
         (("four_step_student.py", "--pairs", "finer", "--out", "s", *SHORT), "0.25, 0.5, 0.75 are needed"),
         (("four_step_student.py", "--out", "s", *SHORT, "--batch-size", 3), "--batch-size 3 is too small"),
+        (("feature_network.py", "--data", "shapes", "--batch-size", 1), "give a --batch-size of 2 or more"),
         (("distill_student.py", "--out", "s", *SHORT, "--feature-network", "x"), "--feature-network is for --loss"),
         (("sample.py", MODELS[0], "--solver", "dopri5", "--num-steps", 9), "dopri5 chooses its own steps"),
         (("sample.py", MODELS[0], "--solver", "dopri5", "--precision", "bf16"), "dopri5 needs --precision fp32"),
