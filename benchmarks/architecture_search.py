@@ -96,7 +96,7 @@ def training_command(variant: Variant, flop: float, images: Path, out: Path, com
 
 def averaged(path: Path, ema_decay: float) -> Path:
     """The file beside `path` with the weights of another average."""
-    return path if ema_decay == EMA_DECAYS[-1] else path.with_stem(f"{path.stem}_ema_{ema_decay:g}")
+    return path if ema_decay == EMA_DECAYS[-1] else path.with_stem(f"{path.stem}_ema_{ema_decay}")
 
 
 def guide_of(row: dict, guidance: str, out: Path) -> Path | None:
@@ -139,8 +139,8 @@ def trained(name: str, flop: float, images: Path, out: Path, compiled: bool) -> 
     run_script(command)
     records = read_metrics(out / "metrics.jsonl")
     last = records[-1]
-    losses = {f"{decay:g}": last[f"held_out_loss_ema_{decay:g}"] for decay in EMA_DECAYS[:-1]}
-    losses[f"{EMA_DECAYS[-1]:g}"] = last["held_out_loss"]
+    losses = {str(decay): last[f"held_out_loss_ema_{decay}"] for decay in EMA_DECAYS[:-1]}
+    losses[str(EMA_DECAYS[-1])] = last["held_out_loss"]
     best = min(losses, key=losses.get)
     device, header = choose_device("auto"), load_header(out / "teacher.safetensors")
     precision = Precision(device, header["precision"])

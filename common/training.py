@@ -141,7 +141,7 @@ class Trainer:
         metrics = {}
         with torch.no_grad(), self.precision.autocast():
             for decay, average in run.averages.items():
-                suffix = "" if average.module is run.ema_model else f"_ema_{decay:g}"
+                suffix = "" if average.module is run.ema_model else f"_ema_{decay}"
                 measured = self.evaluate(average.module.eval())
                 metrics |= {f"{name}{suffix}": value for name, value in measured.items()}
         if self.preview:

@@ -211,9 +211,7 @@ class TrainingRun:
 
     def _paths_of_averages(self, path: Path) -> dict[float, Path]:
         """`path` for that of `--ema-decay`; the others' names say which they are."""
-        others = {
-            decay: path.with_name(f"{path.stem}_ema_{decay:g}{path.suffix}") for decay in self.args.more_ema_decays
-        }
+        others = {decay: path.with_name(f"{path.stem}_ema_{decay}{path.suffix}") for decay in self.args.more_ema_decays}
         return {self.args.ema_decay: path, **others}
 
     def _is_current(self, path: Path, decay: float) -> bool:
