@@ -55,7 +55,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     AMX, they run at 0.57 of their fp32 rate (docs/speed.md); no other Intel processor was tried.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # PyTorch asks about the current device only
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
     is_intel = features.get("cpu_name", "").startswith("Intel")
     return bool(features.get("amx_bf16") or (features.get("avx512_bf16") and not is_intel))
