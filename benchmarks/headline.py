@@ -37,8 +37,8 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None, 
     group = max(groups, key=lambda group: (group[0]["num_samples"], len(group)))
     compared = {_seed_of(other) for other in others}
     fresh = [result for result in group if result["seed"] != CHOOSING_SEED and _seed_of(result) not in compared]
-    was_chosen_by = {result["stage"] for result in fresh} != set(STAGES)
-    group = group if was_chosen_by else fresh
+    is_fresh = {result["stage"] for result in fresh} == set(STAGES)
+    group = fresh if is_fresh else group
     best: dict[str, list[dict]] = {}
     for results in sorted(by_seed(group), key=mean_fid, reverse=True):
         best[results[0]["stage"]] = results
@@ -64,9 +64,8 @@ def headline(current: Sequence[dict], files: dict[str, str], cost: dict | None, 
         )
     header = ("model", "network calls", "MB (+ guide)", "ms an image", "FID", "KID x 1000", "recall", "seed")
     table = markdown_table(*without_empty_columns(header, rows))
-    chosen = (
-        " Models or settings were chosen by some of these: other seeds may give a little more." if was_chosen_by else ""
-    )
+    warning = " Models or settings were chosen by some of these: other seeds may give a little more."
+    chosen = "" if is_fresh else warning
     timed = f" Time: each of {cost['batch_size']} images drawn together, {machine_of(cost)}." if cost else ""
     return (
         f"\n{table}\n\nFID (lower is better) of {group_title(group)}, measured on {machines_of(group)}.{chosen} "
