@@ -167,7 +167,9 @@ def made_by(header: dict, args: argparse.Namespace) -> bool:
 
 
 def test_the_comparison_shows_as_many_images_as_its_command_says():
-    (command,) = [command for command in readme_commands(marked_not_run=False) if "--compare" in command]
+    (command,) = [
+        command for command in readme_commands(marked_not_run=False) if {"--compare", "--num-images"} <= set(command)
+    ]
     assert f": {command[command.index('--num-images') + 1]} images of each model" in README
 
 
