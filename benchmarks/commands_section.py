@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from textwrap import indent
 
 from common.data import CIFAR10_NAMES
 from common.results import group_title
@@ -32,7 +33,8 @@ def commands_of(group: Sequence[dict], files: dict[str, str]) -> str:
         if len(seeds) == 1:
             lines.append(f"measure {models} {options} --seed {seeds[0]}")
         else:
-            lines += [f"for seed in {' '.join(seeds)}; do", f"    measure {models} {options} --seed $seed", "done"]
+            call = indent(f"measure {models} {options} --seed $seed", "    ")
+            lines += [f"for seed in {' '.join(seeds)}; do", call, "done"]
     return "\n".join(lines)
 
 
