@@ -29,15 +29,15 @@ def main() -> int:
     args = parse_args()
     run = Distillation(args, args.batch_size)
 
-    def batch_loss(network, step):
+    def losses(network, step):
         """One Euler step across the whole flow must land on the teacher's image (Liu et al. 2022, section 2.2)."""
         pair = run.batch(step, step_generator(args.seed, step, run.device))
         start = torch.zeros(len(pair), device=run.device)
         landed = pair.noise + network(pair.noise, start, pair.labels)
-        return run.image_distance(landed, pair.image).mean()
+        yield run.image_distance(landed, pair.image).mean()
 
     student, beginning = run.new_student()
-    return run.train(student, "one_step", student_settings("one_step"), batch_loss, beginning)
+    return run.train(student, "one_step", student_settings("one_step"), losses, beginning)
 
 
 if __name__ == "__main__":

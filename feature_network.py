@@ -88,7 +88,7 @@ def main() -> int:
         model.whiten(training.batch(order.indices(0).to(device))[0])
 
     # Loss
-    def batch_loss(network, step):
+    def losses(network, step):
         generator = step_generator(args.seed, step, device)
         indices = order.indices(step).to(device)
         images, targets = training.batch(indices, random_flips(len(indices), not args.no_flips, generator))
@@ -96,7 +96,7 @@ def main() -> int:
         if by_rotation:
             targets = torch.randint(QUARTER_TURNS, (len(images),), generator=generator, device=device)
             images = rotated(images, targets)
-        return F.cross_entropy(network(images), targets, label_smoothing=LABEL_SMOOTHING)
+        yield F.cross_entropy(network(images), targets, label_smoothing=LABEL_SMOOTHING)
 
     # Training
     with_mirrored = not by_rotation and not args.no_flips  # a mirrored picture is turned the other way
@@ -107,7 +107,7 @@ def main() -> int:
         "num_images": len(training),
     }
     run = TrainingRun(args, model, precision, "feature_network.safetensors", header)
-    trainer = Trainer(run, batch_loss, evaluate=lambda network: measure(network, held_out, by_rotation, with_mirrored))
+    trainer = Trainer(run, losses, evaluate=lambda network: measure(network, held_out, by_rotation, with_mirrored))
     status = trainer.train()
     if status == 0 and len(held_out):
         with precision.autocast():

@@ -59,18 +59,19 @@ def main() -> int:
     seed = derive_seed("finishing", args.seed, student.sha256)  # what is finished again sees other noise than before
     image_shape = student.model.config.image_shape
 
-    def batch_loss(network, step):
+    def losses(network, step):
         generator = step_generator(seed, step, run.device)
         pair = run.batch(step, generator)
+        images = make_images(network, pair.noise, pair.labels, student.settings)
+        yield run.image_distance(images, pair.image).mean()
+
         noise = torch.randn(num_fresh, *image_shape, generator=generator, device=run.device)
         labels = draw_labels(target.labels, num_fresh, generator)
-        all_labels = None if labels is None else torch.cat([pair.labels, labels])
-        images = make_images(network, torch.cat([pair.noise, noise]), all_labels, student.settings)
-        to_teacher = run.image_distance(images[:num_pairs], pair.image).mean()
-        return to_teacher + args.critic_weight * critic(images[num_pairs:], labels, generator)
+        images = make_images(network, noise, labels, student.settings)
+        yield args.critic_weight * critic(images, labels, generator)
 
     network = prepare(student.model, run.device)
-    return run.train(network, student.stage, student.settings, batch_loss, beginning, critic, num_fresh)
+    return run.train(network, student.stage, student.settings, losses, beginning, critic, num_fresh)
 
 
 def make_images(network: nn.Module, noise: Tensor, labels: Tensor | None, settings: SamplingSettings) -> Tensor:

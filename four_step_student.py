@@ -38,7 +38,7 @@ def main() -> int:
     settings = student_settings("four_step")
     run = Distillation(args, args.batch_size, state_times=settings.times[1:-1])
 
-    def batch_loss(network, step):
+    def losses(network, step):
         """From each of the teacher's states, one step of 1/4 must land on the teacher's next state."""
         pair = run.batch(step, step_generator(args.seed, step, run.device))
         rows = torch.arange(len(pair), device=run.device)
@@ -50,10 +50,10 @@ def main() -> int:
         num_images = len(pair) // NUM_STEPS
         to_states = run.distance(landed[:-num_images], target[:-num_images])
         to_images = run.image_distance(landed[-num_images:], target[-num_images:])
-        return torch.cat([to_states, to_images]).mean()
+        yield torch.cat([to_states, to_images]).mean()
 
     student, beginning = run.new_student()
-    return run.train(student, "four_step", settings, batch_loss, beginning)
+    return run.train(student, "four_step", settings, losses, beginning)
 
 
 if __name__ == "__main__":

@@ -128,10 +128,10 @@ def main() -> int:
             labels = labels.masked_fill(dropped, len(class_names))
         return flow.matching_loss(network, noise, image, t, labels if class_names else None)
 
-    def batch_loss(network, step):
+    def losses(network, step):
         generator = step_generator(args.seed, step, device)
         batch = source.batch(order, step, not args.no_flips, generator)
-        return flow_loss(network, *batch, args.time_distribution, args.label_dropout, generator)
+        yield flow_loss(network, *batch, args.time_distribution, args.label_dropout, generator)
 
     def evaluate(network):
         """The same loss on held-out images, for one --seed and kind of device always at the same noise and times.
@@ -140,18 +140,18 @@ def main() -> int:
         compares runs of one --time-distribution: a run at uniform times trains on exactly this loss.
         """
         generator = step_generator(args.seed, 0, device)
-        losses = [
+        measured = [
             (len(batch[0]), flow_loss(network, *batch, "uniform", 0.0, generator).item())
             for batch in source.held_out_batches(generator)
         ]
-        count = sum(size for size, _ in losses)
-        return {"held_out_loss": sum(size * loss for size, loss in losses) / count} if count else {}
+        count = sum(size for size, _ in measured)
+        return {"held_out_loss": sum(size * loss for size, loss in measured) / count} if count else {}
 
     # Training
     header = {"stage": "teacher", "class_names": class_names, **source.description, **beginning}
     trainer = Trainer(
         TrainingRun(args, model, precision, STAGES["teacher"].weights_file, header),
-        batch_loss,
+        losses,
         evaluate,
         preview=lambda network: preview_grid(network, PREVIEW_SETTINGS, precision),
         snapshot_steps=args.snapshot_steps,

@@ -1,7 +1,7 @@
 """What the student stages share: teacher and pairs, the losses against these, the held-out report."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,7 +144,7 @@ class Distillation:
         student: UNet,
         stage: str,
         settings: SamplingSettings,
-        batch_loss: Callable[[UNet, int], Tensor],
+        losses: Callable[[UNet, int], Iterator[Tensor]],
         beginning: dict,
         critic: Critic | None = None,
         fresh_per_step: int = 0,
@@ -161,7 +161,7 @@ class Distillation:
         )
         trainer = Trainer(
             run,
-            batch_loss,
+            losses,
             evaluate=lambda network: {"held_out_error": self.held_out_error(network, settings)},
             preview=lambda network: preview_grid(network, settings, self.precision),
         )

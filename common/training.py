@@ -6,7 +6,7 @@ seed and step, so the step is all that has to be remembered of it.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from common.device import Precision
 from common.files import folder_to_oneself
 from common.images import save_picture
 from common.noise import derive_seed
@@ -29,22 +30,23 @@ from common.unet import count_values
 class Trainer:
     """The loop of a training run.
 
-    `batch_loss(network, step)` is the loss of step `step`, as a scalar, under autocast; all of its randomness must be
-    derived from the run's seed and `step`. `evaluate(ema_network)` returns what was measured on held-out samples, by
+    `losses(network, step)` yields the terms of the loss of step `step`, scalars, under autocast; all randomness must be
+    derived from the run's seed and `step`. Each term is differentiated before the next is computed, so that memory need
+    only hold what the largest of them needs. `evaluate(ema_network)` returns what was measured on held-out samples, by
     name. `preview(ema_network)` returns a picture. After each of `snapshot_steps`, the EMA weights also go to a file of
-    their own. The run's critic, which `batch_loss` asks, makes a step after each of the network's.
+    their own. The run's critic, which `losses` asks, makes a step after each of the network's.
     """
 
     def __init__(
         self,
         run: TrainingRun,
-        batch_loss: Callable[[nn.Module, int], Tensor],
+        losses: Callable[[nn.Module, int], Iterator[Tensor]],
         evaluate: Callable[[nn.Module], dict[str, float]],
         preview: Callable[[nn.Module], Image.Image] | None = None,
         snapshot_steps: Collection[int] = (),
     ):
         self.run, self.args, self.precision, self.critic = run, run.args, run.precision, run.critic
-        self.batch_loss, self.evaluate, self.preview = batch_loss, evaluate, preview
+        self.losses, self.evaluate, self.preview = losses, evaluate, preview
         self.snapshot_steps = snapshot_steps
         run.flop_per_step = self._count_flop()
         self.network = torch.compile(run.model) if self.args.compile else run.model
@@ -116,9 +118,7 @@ class Trainer:
             group["lr"] = args.learning_rate * factor
         run.model.train()
         run.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            loss = self.batch_loss(self.network, run.step)
-        loss.backward()
+        loss = differentiate(self.losses(self.network, run.step), self.precision)
         norm = nn.utils.clip_grad_norm_(run.model.parameters(), args.gradient_clip)
         run.optimizer.step()
         if self.critic:
@@ -126,7 +126,7 @@ class Trainer:
             self.critic.update()
         for average in run.averages.values():
             average.update_parameters(run.model)
-        return torch.stack([loss.detach(), norm])
+        return torch.stack([loss, norm])
 
     def _critic_backward(self, step: int) -> None:
         self.critic.zero_grad()  # the network's backward pass left gradients here, too
@@ -156,9 +156,7 @@ class Trainer:
         """Of a step: forward and backward passes of every network in it, a critic's included, but no optimiser."""
         model = deepcopy(self.run.model).train()
         with FlopCounterMode(display=False) as counter:
-            with self.precision.autocast():
-                loss = self.batch_loss(model, 0)
-            loss.backward()
+            differentiate(self.losses(model, 0), self.precision)
             if self.critic:
                 self._critic_backward(0)
         return counter.get_total_flops()
@@ -180,6 +178,18 @@ class Trainer:
             return 0
         print("paused: the same command goes on from here")
         return 128 + stop.signal_number if stop.signal_number else 0
+
+
+def differentiate(losses: Iterator[Tensor], precision: Precision) -> Tensor:
+    """Computes each loss, under autocast, and its gradient before the next loss. Returns their sum, without a graph."""
+    total = None
+    while True:
+        with precision.autocast():
+            loss = next(losses, None)
+        if loss is None:
+            return total
+        loss.backward()
+        total = loss.detach() if total is None else total + loss.detach()
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:

@@ -8,8 +8,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from common import flow, muon
 from common.checkpoint import prepare
+from common.device import Precision
 from common.epoch_order import EpochOrder
 from common.optimisation import ema_update, learning_rate_factor, make_optimizer
+from common.training import differentiate
 from common.unet import UNet, UNetConfig
 
 
@@ -106,6 +108,21 @@ def test_orthogonalised_keeps_the_singular_vectors_and_levels_the_values(shape):
     assert large.sum() > 4
     assert levelled.diag()[large].min() > 0.73 and levelled.diag().max() < 1.27
     assert levelled.diag()[-2:].abs().max() < 0.01
+
+
+def test_the_terms_of_a_loss_are_differentiated_one_after_another():
+    x, autocast = nn.Parameter(torch.tensor([1.0, 2.0])), []
+    x.register_hook(lambda gradient: autocast.append(torch.is_autocast_enabled("cpu")))
+
+    def losses():
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        yield x.square().sum()
+        assert torch.equal(x.grad, 2 * x)
+        yield 3 * x.sum()
+
+    assert differentiate(losses(), Precision(torch.device("cpu"), "bf16")).item() == 5 + 9
+    assert torch.equal(x.grad, 2 * x + 3)
+    assert autocast == [True, False, False]
 
 
 def test_every_epoch_visits_every_sample_once_whatever_the_batch_size():
