@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="image folder")
     parser.add_argument("--inception-weights", type=Path, required=True, help="torch-fidelity's .pth file")
     parser.add_argument("--reference", type=Path, required=True, help=".npz of statistics")
-    parser.add_argument("--num-images", type=COUNT, default=5000, help="the first of the folder")
+    parser.add_argument("--num-images", type=COUNT, default=5000, help="a random subset of the folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args()
 

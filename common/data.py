@@ -100,7 +100,7 @@ def images_behind(path: Path, header: dict, folder: Path | None = None) -> tuple
     folder, name = folder or Path(arguments["data_dir"]), arguments["data"]
     if name == "folder" and not folder.is_dir():
         raise UserError(f"the images that trained {path} are not in {folder}{hint}")
-    if name == "folder" and (folder / CIFAR10.base_folder).is_dir():
+    if name == "folder" and holds_cifar10(folder):
         name = "cifar10-jpeg"
     elif name == "cifar10-jpeg" and holds_pictures(folder):
         name = "folder"
@@ -130,9 +130,14 @@ def _load_cifar10(path: Path, image_size: int) -> ImageData:
     return ImageData(images, torch.tensor(data.targets), list(data.classes))
 
 
+def holds_cifar10(path: Path) -> bool:
+    """Whether the data set is in a folder, unpacked or as its archive."""
+    return (path / CIFAR10.base_folder).is_dir() or (path / CIFAR10.filename).is_file()
+
+
 def holds_pictures(path: Path) -> bool:
     """Whether there are pictures in a folder or its sub-folders, but for hidden ones, and CIFAR-10 is not."""
-    if (path / CIFAR10.base_folder).is_dir() or (path / CIFAR10.filename).is_file():
+    if holds_cifar10(path):
         return False
     files = (file for pattern in ("*", "*/*") for file in path.glob(pattern))
     return any(is_image_file(file.name) and file.is_file() and not is_hidden(file, path) for file in files)
